@@ -1,0 +1,47 @@
+"""graphopt: make ONNX models smaller and faster, and prove that they still do their job.
+
+    result = graphopt.quantize("model.onnx", data="calibration.npz")
+    result.report     # what happened and why; the same object --json prints
+    result.save("model.int8.onnx")
+
+Everything is imported on first use, so that ``import graphopt`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_API = ("optimize", "quantize", "compare", "run", "inspect", "Result", "CompareResult")
+_ERRORS = ("GraphoptError", "InputError", "ModelError", "DataError", "GateFailed", "NothingDone", "RuntimeFailure")
+
+if TYPE_CHECKING:
+    from graphopt.api import CompareResult as CompareResult
+    from graphopt.api import Result as Result
+    from graphopt.api import compare as compare
+    from graphopt.api import inspect as inspect
+    from graphopt.api import optimize as optimize
+    from graphopt.api import quantize as quantize
+    from graphopt.api import run as run
+    from graphopt.errors import DataError as DataError
+    from graphopt.errors import GateFailed as GateFailed
+    from graphopt.errors import GraphoptError as GraphoptError
+    from graphopt.errors import InputError as InputError
+    from graphopt.errors import ModelError as ModelError
+    from graphopt.errors import NothingDone as NothingDone
+    from graphopt.errors import RuntimeFailure as RuntimeFailure
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _API:
+        return getattr(importlib.import_module("graphopt.api"), name)
+    if name in _ERRORS:
+        return getattr(importlib.import_module("graphopt.errors"), name)
+    raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_API, *_ERRORS])

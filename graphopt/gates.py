@@ -1,0 +1,218 @@
+"""Metrics on the user's data, paired intervals, and the gates that decide whether a model may be written."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Record = dict[str, Any]
+MetricFunction = Callable[[Sequence[Record], Sequence[Record]], float]
+
+RESAMPLES = 1000
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Metric:
+    """``function(outputs, samples) -> float``, higher is better.
+
+    ``outputs[i]`` maps output name to array for sample i; ``samples[i]`` is that sample, labels included.
+    """
+
+    name: str
+    function: MetricFunction
+
+
+def load_metric(spec: str) -> Metric:
+    """``accuracy``, or ``path/to/module.py:function``.
+
+    Raises:
+        InputError: unknown name, missing file or function, or the module does not import.
+    """
+    if spec == "accuracy":
+        return Metric("accuracy", _accuracy)
+    path, _, name = spec.rpartition(":")
+    if not path.endswith(".py") or not name:
+        raise InputError(
+            f"unknown metric '{spec}'; use accuracy, or module.py:function with function(outputs, samples) -> float"
+        )
+    if not Path(path).is_file():
+        raise InputError(f"no such file: {path} (metric '{spec}'); check the path")
+    loader = importlib.util.spec_from_file_location("graphopt_metric", path)
+    assert loader is not None
+    assert loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    try:
+        loader.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"metric file {path} does not import: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{path} has no function '{name}'; check the name after the colon")
+    return Metric(name, function)
+
+
+def _accuracy(outputs: Sequence[Record], samples: Sequence[Record]) -> float:
+    """Share of samples whose first output has its largest value (last axis) where the label says."""
+    right: list[bool] = []
+    for output, sample in zip(outputs, samples, strict=True):
+        scores = np.asarray(next(iter(output.values())))
+        label = _label(sample)
+        right.extend((scores.reshape(-1, scores.shape[-1]).argmax(-1) == np.asarray(label).reshape(-1)).tolist())
+    return float(np.mean(right)) if right else math.nan
+
+
+def _label(sample: Record) -> Any:
+    for key in ("label", "labels", "target", "y"):
+        if key in sample:
+            return sample[key]
+    raise InputError(
+        "metric 'accuracy' needs labels and the evaluation data has none; add a key 'label', one integer per sample"
+    )
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """The metric of original and candidate on the same samples; the interval is of ``candidate - original``."""
+
+    name: str
+    original: float
+    candidate: float
+    low: float
+    high: float
+    samples: int
+    resamples: int
+
+    @property
+    def difference(self) -> float:
+        return self.candidate - self.original
+
+
+def measure(
+    metric: Metric, original: Sequence[Record], candidate: Sequence[Record], samples: Sequence[Record], *, seed: int = 0
+) -> MetricResult:
+    """Both models' metric and a paired percentile bootstrap (Efron 1979) of the difference over samples, 95 %.
+
+    Raises:
+        InputError: the user's function raised or returned no number; the message names it.
+    """
+    before, after = _call(metric, original, samples), _call(metric, candidate, samples)
+    count = len(samples)
+    single = _per_sample(metric, original, samples, before), _per_sample(metric, candidate, samples, after)
+    rng = np.random.default_rng(seed)
+    if single[0] is not None and single[1] is not None:
+        delta = single[1] - single[0]
+        draws = delta[rng.integers(0, count, (RESAMPLES, count))].mean(axis=1)
+    else:
+        # The metric is no mean over samples (AUC, F1): evaluate it on each resample, fewer of them.
+        draws = np.asarray([_resampled(metric, original, candidate, samples, rng) for _ in range(200)])
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return MetricResult(metric.name, before, after, float(low), float(high), count, len(draws))
+
+
+def _resampled(
+    metric: Metric,
+    original: Sequence[Record],
+    candidate: Sequence[Record],
+    samples: Sequence[Record],
+    rng: np.random.Generator,
+) -> float:
+    index = rng.integers(0, len(samples), len(samples))
+    pick = [samples[i] for i in index]
+    return _call(metric, [candidate[i] for i in index], pick) - _call(metric, [original[i] for i in index], pick)
+
+
+def _per_sample(
+    metric: Metric, outputs: Sequence[Record], samples: Sequence[Record], whole: float
+) -> NDArray[np.float64] | None:
+    """The metric sample by sample, if its mean is the whole; else None."""
+    try:
+        values = np.asarray([float(metric.function([o], [s])) for o, s in zip(outputs, samples, strict=True)])
+    except Exception:  # a metric may rightly refuse a single sample
+        return None
+    return (
+        values
+        if np.isfinite(values).all() and math.isclose(values.mean(), whole, rel_tol=1e-9, abs_tol=1e-12)
+        else None
+    )
+
+
+def _call(metric: Metric, outputs: Sequence[Record], samples: Sequence[Record]) -> float:
+    try:
+        return float(metric.function(outputs, samples))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"metric '{metric.name}' failed: {type(error).__name__}: {error}; fix the function") from error
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate: what was asked, what was measured, and whether it holds."""
+
+    gate: str
+    asked: str
+    measured: str
+    passed: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def drop_gate(asked: str, result: MetricResult, *, certify: bool = False) -> GateResult:
+    """``--max-drop``: ``1%`` is relative to the original's metric, ``0.01`` absolute.
+
+    ``certify`` judges the lower end of the interval instead of the estimate.
+    """
+    allowed = parse_drop(asked, result.original)
+    drop = -(result.low if certify else result.difference)
+    text = (
+        f"{result.name} {result.original:.4f} -> {result.candidate:.4f}, "
+        f"difference {result.difference:+.4f} [{result.low:+.4f}, {result.high:+.4f}]"
+    )
+    passed = drop <= allowed + 1e-12
+    if certify and not passed and -result.difference <= allowed:
+        text += f"; cannot certify with {result.samples} samples"
+    return GateResult("max-drop", asked, text, passed)
+
+
+def parse_drop(text: str, reference: float) -> float:
+    """The absolute drop that ``1%`` or ``0.01`` allows.
+
+    Raises:
+        InputError: not a non-negative number.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?\d+)?)\s*(%?)\s*", text)
+    if match is None:
+        raise InputError(f"--max-drop '{text}' is no drop; write 1% (relative) or 0.01 (absolute)")
+    value = float(match[1])
+    return value / 100 * abs(reference) if match[2] else value
+
+
+def parse_size(text: str, reference: int) -> int:
+    """Bytes from ``25MB``, ``800kB``, ``1GiB``, or a ratio of ``reference`` such as ``0.3``.
+
+    Raises:
+        InputError: not a size.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKmMgG]?)(i?)([bB]?)\s*", text)
+    if match is None:
+        raise InputError(f"'{text}' is no size; write 25MB, 800kB, or a ratio such as 0.3")
+    value = float(match[1])
+    if not match[2] and not match[4]:
+        return int(value * reference) if value <= 1 else int(value)
+    base = 1024 if match[3] else 1000
+    return int(value * base ** " kmg".index(match[2].lower() or " "))

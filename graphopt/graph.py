@@ -1,0 +1,106 @@
+"""Read-only questions about a graph that several parts ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the main graph and of all bodies under it, in order of execution; functions are not entered."""
+    yield from ir.traversal.RecursiveGraphIterator(model.graph)
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether ``node`` is one of these operators of the standard domain."""
+    return node is not None and node.op_type in op_types and node.domain in STANDARD_DOMAINS
+
+
+def label(node: ir.Node) -> str:
+    """What to call a node in a report: its name, or its first output where it has none."""
+    return node.name or next((v.name for v in node.outputs if v.name), None) or f"unnamed {node.op_type}"
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind a value that cannot change: an initializer nobody can override, or a Constant node."""
+    if value is None:
+        return None
+    if value.is_initializer():
+        return None if value.is_graph_input() else value.const_value
+    node = value.producer()
+    if is_op(node, "Constant"):
+        assert node is not None
+        attribute = node.attributes.get("value")
+        if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
+            tensor: ir.TensorProtocol = attribute.as_tensor()
+            return tensor
+        for name in ("value_float", "value_floats", "value_int", "value_ints"):
+            if name in node.attributes:
+                kind = np.float32 if "float" in name else np.int64
+                return ir.tensor(np.asarray(node.attributes[name].value, kind))
+    return None
+
+
+def constant_array(value: ir.Value | None) -> NDArray[Any] | None:
+    """:func:`constant` as a numpy array (a view of the weights; never write to it)."""
+    tensor = constant(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """The attribute's plain Python value, or ``default``."""
+    found = node.attributes.get(name)
+    return default if found is None or found.value is None else found.value
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape, if every dim is a known number."""
+    if value is None or value.shape is None:
+        return None
+    dims = [d for d in value.shape if isinstance(d, int) and d >= 0]
+    return tuple(dims) if len(dims) == len(value.shape) else None
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The subgraphs a control-flow node holds."""
+    found: list[ir.Graph] = []
+    for item in node.attributes.values():
+        if item.type == ir.AttributeType.GRAPH:
+            found.append(item.as_graph())
+        elif item.type == ir.AttributeType.GRAPHS:
+            found.extend(item.as_graphs())
+    return found
+
+
+def value_names(model: ir.Model) -> set[str]:
+    """All value names anywhere, so that a fresh one shadows nothing."""
+    names: set[str] = set()
+    for graph in model.graphs():
+        names.update(v.name for v in graph.inputs if v.name)
+        names.update(graph.initializers)
+        names.update(v.name for node in graph for v in node.outputs if v.name)
+    return names
+
+
+def fresh(base: str, taken: set[str]) -> str:
+    """``base``, or ``base_1``, ...; the name returned is added to ``taken``."""
+    name, count = base, 0
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    taken.add(name)
+    return name
+
+
+def opset(model: ir.Model) -> int:
+    """The standard operator set's version (0 where the model imports none)."""
+    imports = model.opset_imports
+    return int(imports.get("", imports.get("ai.onnx", 0)) or 0)

@@ -1,0 +1,272 @@
+"""ONNX Runtime (nothing else here imports it): run, tap values, time models against each other, isolate in a child."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import statistics as pystatistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.errors import RuntimeFailure
+from graphopt.model import to_proto
+from graphopt.storage import INLINE_LIMIT, save
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+Feeds = Mapping[str, "NDArray[Any]"]
+Outputs = dict[str, "NDArray[Any]"]
+
+TAP_CHUNK_BYTES = 1 << 30
+"""Default cap on what the tapped values of one run may hold together."""
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+class Session:
+    """One model loaded in ONNX Runtime on the CPU.
+
+    ``optimize`` False turns the runtime's own graph optimizations off (the reference); ``threads`` None leaves the
+    choice to the runtime; ``taps`` are names of inner values returned beside the outputs.
+
+    Raises:
+        RuntimeFailure: the model does not load; the message is the runtime's own, in one line.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model | onnx.ModelProto,
+        *,
+        optimize: bool = True,
+        threads: int | None = None,
+        taps: Sequence[str] = (),
+        outputs: bool = True,
+    ) -> None:
+        import onnx_ir as ir
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # we report failures ourselves, in one line
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        # A pool that spins between runs steals the core from whoever works on the outputs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+        proto = to_proto(model) if isinstance(model, ir.Model) else model
+        if taps or not outputs:
+            proto = _with_taps(proto, taps, keep_outputs=outputs)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self._session = ort.InferenceSession(
+                self._source(proto), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # pybind raises a family of its own without a common base
+            raise RuntimeFailure(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+        self.input_names = [i.name for i in self._session.get_inputs()]
+        self.output_names = [o.name for o in self._session.get_outputs()]
+
+    def _source(self, proto: onnx.ModelProto) -> bytes | str:
+        """Bytes where protobuf can; a data file of our own in a scratch folder where it cannot."""
+        import onnx_ir as ir
+
+        if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
+            return bytes(proto.SerializeToString())
+        self._scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
+        path = Path(self._scratch.name) / "model.onnx"
+        save(ir.from_proto(proto), path, external=True)
+        return str(path)
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> Outputs:
+        """All outputs (and taps) by name.
+
+        Raises:
+            RuntimeFailure: the runtime refused these feeds.
+        """
+        wanted = list(names) if names is not None else self.output_names
+        try:
+            values = self._session.run(wanted, {k: v for k, v in feeds.items() if k in self.input_names})
+        except Exception as error:
+            raise RuntimeFailure(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
+        return dict(zip(wanted, values, strict=True))
+
+
+def _with_taps(proto: onnx.ModelProto, taps: Sequence[str], *, keep_outputs: bool) -> onnx.ModelProto:
+    """A copy whose graph outputs are the taps too (types are left for the runtime to infer)."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    present = {o.name for o in copy.graph.output}
+    if not keep_outputs:
+        kept = [o for o in copy.graph.output if o.name in set(taps)]
+        del copy.graph.output[:]
+        copy.graph.output.extend(kept)
+        present = {o.name for o in kept}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps if name not in present)
+    return copy
+
+
+def one_line(error: BaseException) -> str:
+    """The runtime's message without its C++ coordinates."""
+    text = " ".join(str(error).split())
+    for mark in (" : FAIL : ", " : INVALID_ARGUMENT : ", " : INVALID_GRAPH : ", " : NOT_IMPLEMENTED : "):
+        if mark in text:
+            text = text.split(mark, 1)[1]
+    return text[:300] or type(error).__name__
+
+
+def tap_chunks(
+    model: ir.Model, names: Sequence[str], feeds: Feeds, *, cap: int = TAP_CHUNK_BYTES, threads: int | None = None
+) -> list[list[str]]:
+    """Split ``names`` so that the values tapped in one run stay below ``cap`` bytes together.
+
+    Sizes are measured on one sample, a few values at a time; a value larger than the cap gets a run of its own.
+    """
+    sizes: dict[str, int] = {}
+    step = 64
+    for start in range(0, len(names), step):
+        part = list(names[start : start + step])
+        session = Session(model, taps=part, threads=threads)
+        sizes.update({k: v.nbytes if hasattr(v, "nbytes") else 0 for k, v in session.run(feeds, part).items()})
+    chunks: list[list[str]] = [[]]
+    total = 0
+    for name in names:
+        if chunks[-1] and total + sizes[name] > cap:
+            chunks.append([])
+            total = 0
+        chunks[-1].append(name)
+        total += sizes[name]
+    return chunks if chunks[0] else []
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per run: the median, and the first and third quartile around it."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+def time_models(
+    sessions: Mapping[str, Session],
+    feeds: Sequence[Feeds],
+    *,
+    rounds: int = 30,
+    seconds: float = 3.0,
+    warmup: int = 3,
+) -> tuple[dict[str, Timing], dict[str, tuple[float, float, float]]]:
+    """Time several models against each other, interleaved, in one go.
+
+    Returns the timings, and for each model after the first the ratio of its time to the first's: (median of the
+    per-round ratios, 5th and 95th percentile of that median under resampling of the rounds).
+    """
+    order = list(sessions)
+    for name in order:
+        for index in range(warmup):
+            sessions[name].run(feeds[index % len(feeds)])
+    taken: dict[str, list[float]] = {name: [] for name in order}
+    started = time.perf_counter()
+    for index in range(rounds * 100):
+        feed = feeds[index % len(feeds)]
+        for name in order if index % 2 == 0 else reversed(order):
+            before = time.perf_counter()
+            sessions[name].run(feed)
+            taken[name].append(time.perf_counter() - before)
+        if time.perf_counter() - started > seconds and index + 1 >= min(rounds, 10):
+            break
+    timings = {name: _timing(taken[name]) for name in order}
+    base = np.asarray(taken[order[0]])
+    ratios = {}
+    for name in order[1:]:
+        paired = np.asarray(taken[name]) / base
+        draws = np.random.default_rng(0).integers(0, len(paired), (200, len(paired)))
+        medians = np.median(paired[draws], axis=1)
+        low, high = np.percentile(medians, [5, 95])
+        ratios[name] = (float(np.median(paired)), float(low), float(high))
+    return timings, ratios
+
+
+def _timing(values: list[float]) -> Timing:
+    low, median, high = pystatistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return Timing(median, low, high, len(values))
+
+
+def in_child(function: Callable[..., Any], *arguments: Any, timeout: float = 600.0, memory: int | None = None) -> Any:
+    """Call a module-level function in a fresh interpreter that may crash, hang or swell without harming this one.
+
+    Arguments and result are pickled through files in a scratch folder, which is also the child's working folder.
+    ``memory`` caps its address space in bytes where the platform can.
+
+    Raises:
+        RuntimeFailure: it crashed, ran out of time or memory, or raised; the message says which.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="graphopt-child-"))
+    try:
+        request, answer = folder / "request", folder / "answer"
+        request.write_bytes(pickle.dumps((function.__module__, function.__qualname__, arguments, memory)))
+        package_root = str(Path(__file__).resolve().parent.parent)
+        code = f"import sys; sys.path.insert(0, {package_root!r}); from graphopt.session import _child; _child()"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=folder,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+            )
+        except subprocess.TimeoutExpired:
+            raise RuntimeFailure(f"it took longer than {timeout:g} s and was stopped") from None
+        if not answer.exists():
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            why = f"signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
+            raise RuntimeFailure(f"the child process died ({why}){': ' + lines[-1][:200] if lines else ''}")
+        ok, value = pickle.loads(answer.read_bytes())
+        if not ok:
+            raise RuntimeFailure(value)
+        return value
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _child() -> None:
+    module, name, arguments, memory = pickle.loads(Path("request").read_bytes())
+    if memory is not None and sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    try:
+        import importlib
+
+        result: tuple[bool, Any] = (True, getattr(importlib.import_module(module), name)(*arguments))
+    except MemoryError:
+        result = (False, "it ran out of the memory it was given")
+    except Exception as error:
+        result = (False, one_line(error))
+    temporary = Path("answer.part")
+    temporary.write_bytes(pickle.dumps(result))
+    temporary.rename("answer")
+    # Some native libraries crash while they are torn down; the answer is already safe.
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""Target profiles, one TOML file each; ``graphopt.target`` reads them."""

@@ -1,0 +1,142 @@
+"""Writing Q/DQ pairs into a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.graph import fresh, is_op
+from graphopt.passes._integer_weights import IntegerWeight
+from graphopt.passes._weights import add_constant
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``real = (integer - zero_point) * scale`` for uint8 activations."""
+
+    scale: float
+    zero_point: int
+    low: float
+    high: float
+
+
+def affine(low: float, high: float) -> Affine:
+    """Scale and zero point of uint8 for a range that includes 0, so that 0 is exact."""
+    scale = float(np.float32((high - low) / 255))
+    if not np.isfinite(scale) or scale < float(np.finfo(np.float32).tiny):
+        return Affine(1.0, 0, 0.0, 0.0)  # a value that was always zero
+    zero_point = int(np.clip(np.rint(-low / scale), 0, 255))
+    return Affine(scale, zero_point, -zero_point * scale, (255 - zero_point) * scale)
+
+
+class Writer:
+    """Inserts pairs; scales and zero points that are equal are one initializer."""
+
+    def __init__(self, model: ir.Model, taken: set[str]) -> None:
+        self.model = model
+        self.taken = taken
+        self._parameters: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[ir.Value, int, str, bytes], ir.Value] = {}
+
+    def activation(self, value: ir.Value, parameters: Affine) -> ir.Value:
+        """``value`` -> QuantizeLinear -> DequantizeLinear; returns what readers shall read instead."""
+        graph = self.model.graph
+        scale, zero = self._pair(value.name or "value", parameters)
+        quantize = ir.node("QuantizeLinear", [value, scale, zero])
+        quantize.name = fresh(f"{value.name}_quantize", self.taken)
+        quantize.outputs[0].name = fresh(f"{value.name}_quantized", self.taken)
+        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero])
+        dequantize.name = fresh(f"{value.name}_dequantize", self.taken)
+        result = dequantize.outputs[0]
+        result.name = fresh(f"{value.name}_dequantized", self.taken)
+        result.type, result.shape = value.type, value.shape
+        producer = value.producer()
+        if producer is not None:
+            graph.insert_after(producer, [quantize, dequantize])
+        else:
+            graph.insert_before(graph[0], [quantize, dequantize])
+        return result
+
+    def _pair(self, base: str, parameters: Affine) -> tuple[ir.Value, ir.Value]:
+        key = (parameters.scale, parameters.zero_point)
+        if key not in self._parameters:
+            self._parameters[key] = (
+                self._constant(f"{base}_scale", np.asarray(parameters.scale, np.float32)),
+                self._constant(f"{base}_zero_point", np.asarray(parameters.zero_point, np.uint8)),
+            )
+        return self._parameters[key]
+
+    def weight(self, value: ir.Value, weight: IntegerWeight, reader: ir.Node) -> ir.Value:
+        """Integer initializer -> DequantizeLinear; layers that share a weight and its scales share this too."""
+        key = (value, weight.axis, weight.kind, weight.scale.tobytes())
+        if key not in self._weights:
+            base = value.name or "weight"
+            data = self._constant(f"{base}_quantized", weight.data)
+            scale = self._constant(f"{base}_scale", weight.scale)
+            zero = self._constant(f"{base}_zero_point", weight.zero_point)
+            self._weights[key] = self._dequantize(base, [data, scale, zero], weight.axis, reader)
+        return self._weights[key]
+
+    def bias(self, value: ir.Value, data: NDArray[np.int32], scale: NDArray[np.float32], reader: ir.Node) -> ir.Value:
+        """int32 initializer -> DequantizeLinear with zero point 0."""
+        base = value.name or "bias"
+        parts = [
+            self._constant(f"{base}_quantized", data),
+            self._constant(f"{base}_scale", scale),
+            self._constant(f"{base}_zero_point", np.zeros(scale.shape, np.int32)),
+        ]
+        return self._dequantize(base, parts, 0, reader)
+
+    def _constant(self, base: str, array: NDArray[Any]) -> ir.Value:
+        return add_constant(self.model, self.model.graph, base, array, self.taken)
+
+    def _dequantize(self, base: str, inputs: list[ir.Value], axis: int, reader: ir.Node) -> ir.Value:
+        node = ir.node("DequantizeLinear", inputs, attributes={"axis": axis})
+        node.name = fresh(f"{base}_dequantize", self.taken)
+        node.outputs[0].name = fresh(f"{base}_dequantized", self.taken)
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = inputs[0].shape
+        self.model.graph.insert_before(reader, [node])
+        return node.outputs[0]
+
+
+def redirect(old: ir.Value, new: ir.Value, readers: set[ir.Node] | None) -> None:
+    """Let ``readers`` (None: everybody, graph outputs included) read ``new`` instead of ``old``.
+
+    ``new`` comes from ``old`` by a Q/DQ pair, which goes on reading ``old``.
+    """
+    producer = new.producer()
+    assert producer is not None
+    pair = {producer, producer.inputs[0].producer() if producer.inputs[0] is not None else None}
+    for user, index in list(old.uses()):
+        if user not in pair and (readers is None or user in readers):
+            user.replace_input_with(index, new)
+    graph = old.graph
+    if readers is None and old.is_graph_output() and isinstance(graph, ir.Graph):
+        name, inner = old.name, new.name
+        for position, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[position] = new
+        new.doc_string, old.name, new.name = old.doc_string, inner, name
+        new.type, new.shape = old.type, old.shape
+
+
+def drop_unread(value: ir.Value | None) -> None:
+    """Remove a float constant that nothing reads any more."""
+    if value is None or list(value.uses()) or value.is_graph_output():
+        return
+    if value.is_initializer() and not value.is_graph_input():
+        graph = value.graph
+        if isinstance(graph, ir.Graph) and value.name and value.name in graph.initializers:
+            del graph.initializers[value.name]
+    elif is_op(value.producer(), "Constant"):
+        producer = value.producer()
+        assert producer is not None
+        if producer.graph is not None:
+            producer.graph.remove([producer], safe=True)

@@ -1,0 +1,111 @@
+"""onnxsim, in a child process, its result taken whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
+from graphopt.errors import PreconditionError, RuntimeFailure
+from graphopt.graph import nodes
+from graphopt.model import graphs, interface, is_external, load, replace, to_proto, weight_bytes
+from graphopt.session import in_child
+
+_INLINE_ONLY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Simplify(Pass):
+    """Deep simplification by onnxsim.
+
+    Its answer is one rewrite: kept where it has fewer nodes than our own passes left, no more weight bytes, and the
+    same interface; dropped, with the reason, otherwise. onnxsim gets bytes, never a path, and runs where it can crash
+    or hang (``timeout`` seconds) without harm.
+    """
+
+    timeout: float = 300.0
+    name: ClassVar[str] = "simplify"
+    contract: ClassVar[Contract] = "exact"
+
+    def check(self, model: ir.Model) -> None:
+        if is_external(model) or weight_bytes(model) > _INLINE_ONLY:
+            raise PreconditionError(
+                "onnxsim would copy the weights several times; models in a data file are left to our own passes"
+            )
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        if not context.allows(self.name, "(graph)"):
+            return PassResult(skipped=[Skip("(graph)", "switched off after a failed verification")])
+        original = to_proto(model)
+        try:
+            answer = in_child(simplified, original.SerializeToString(), timeout=self.timeout)
+        except RuntimeFailure as error:
+            return PassResult(skipped=[Skip("(graph)", f"onnxsim failed: {error}")])
+        proto = onnx.ModelProto.FromString(answer)
+        _restore(proto, original)
+        candidate = load(proto)
+        reason = _worse(model, candidate)
+        if reason is not None:
+            return PassResult(skipped=[Skip("(graph)", f"onnxsim's result was dropped: {reason}")])
+        before, after = _count(model), _count(candidate)
+        replace(model, candidate)
+        return PassResult(changes=[Change("simplify", "(graph)", f"{before} -> {after} nodes")])
+
+
+def simplified(data: bytes) -> bytes:
+    """onnxsim's answer; runs in the child."""
+    import onnxsim
+
+    model, _ = onnxsim.simplify(onnx.ModelProto.FromString(data), check_n=0)
+    return bytes(model.SerializeToString())
+
+
+def _count(model: ir.Model) -> int:
+    return sum(1 for _ in nodes(model))
+
+
+def _worse(model: ir.Model, candidate: ir.Model) -> str | None:
+    before, after = _count(model), _count(candidate)
+    if after >= before:
+        return f"it removes nothing more ({before} nodes before, {after} after)"
+    if weight_bytes(candidate) > weight_bytes(model) + 1024:
+        return f"weights would grow from {weight_bytes(model)} to {weight_bytes(candidate)} bytes"
+    if interface(candidate) != interface(model):
+        return "it changed the inputs or outputs"
+    if dict(candidate.opset_imports) != dict(model.opset_imports):
+        return "it changed the opset"
+    overridable = [v.name for v in model.graph.inputs if v.name in model.graph.initializers]
+    if any(name not in candidate.graph.initializers for name in overridable):
+        return "it dropped initializers that can be overridden"
+    return None
+
+
+def _restore(proto: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """What onnxsim drops or adds around the graph, as it was."""
+    for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(proto, field, getattr(original, field))
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(original.metadata_props)
+    proto.graph.name, proto.graph.doc_string = original.graph.name, original.graph.doc_string
+    del proto.graph.metadata_props[:]
+    proto.graph.metadata_props.extend(original.graph.metadata_props)
+    for side in ("input", "output"):
+        if [v.name for v in getattr(proto.graph, side)] == [v.name for v in getattr(original.graph, side)]:
+            del getattr(proto.graph, side)[:]
+            getattr(proto.graph, side).extend(getattr(original.graph, side))
+    known = {output: node for graph in graphs(original) for node in graph.node for output in node.output if output}
+    for graph in graphs(proto):
+        for node in graph.node:
+            before = known.get(node.output[0]) if node.output else None
+            if before is not None and before.op_type == node.op_type:
+                node.doc_string = before.doc_string
+                del node.metadata_props[:]
+                node.metadata_props.extend(before.metadata_props)
+        # Sizes onnxsim saw at one shape are no facts about another; the runtime infers what it needs.
+        kept = {v.name for g in graphs(original) for v in g.value_info}
+        infos = [v for v in graph.value_info if v.name in kept]
+        del graph.value_info[:]
+        graph.value_info.extend(infos)

@@ -1,0 +1,81 @@
+"""Raise the operator set, where a later pass needs operators the model's own does not have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
+from graphopt.errors import PreconditionError
+from graphopt.graph import opset
+from graphopt.model import fingerprint, load, replace, to_proto
+from graphopt.session import one_line
+
+
+@dataclass(frozen=True)
+class UpgradeOpset(Pass):
+    """onnx's version converter, with what it loses put back: node order, doc strings, metadata, and the IR version.
+
+    ``to`` is the lowest opset wanted; a model that is there already is left alone. Compared numerically with the
+    original like every exact pass.
+    """
+
+    to: int = 13
+    name: ClassVar[str] = "upgrade-opset"
+    contract: ClassVar[Contract] = "exact"
+
+    def check(self, model: ir.Model) -> None:
+        newest = onnx.defs.onnx_opset_version()
+        if not 1 <= self.to <= newest:
+            raise PreconditionError(f"opset {self.to} is not known to onnx {onnx.__version__}; the newest is {newest}")
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        now = opset(model)
+        if now >= self.to or now == 0:
+            why = "it imports no standard operators" if now == 0 else f"the model is at opset {now} already"
+            return PassResult(skipped=[Skip("(graph)", why)])
+        if not context.allows(self.name, "(graph)"):
+            return PassResult(skipped=[Skip("(graph)", "switched off after a failed verification")])
+        original = to_proto(model)
+        before = fingerprint(model)
+        try:
+            converted = onnx.version_converter.convert_version(original, self.to)
+        except Exception as error:  # the converter throws what its adapters throw
+            raise PreconditionError(
+                f"onnx cannot convert this model from opset {now} to {self.to} ({one_line(error)}); "
+                f"export it again at opset {self.to} or later"
+            ) from error
+        _restore(converted, original)
+        upgraded = load(converted)
+        upgraded.graph.sort()
+        replace(model, upgraded)
+        if fingerprint(model) == before:
+            return PassResult(skipped=[Skip("(graph)", "the converter changed nothing")])
+        return PassResult(changes=[Change("upgrade", "(graph)", f"opset {now} -> {self.to}")])
+
+
+def _restore(converted: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    # A later opset can need a later IR; the converter's choice is kept only where the old one is too old for it.
+    needed = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+    version = next(o.version for o in converted.opset_import if o.domain in ("", "ai.onnx"))
+    converted.ir_version = max(original.ir_version, needed.get(version, 3 if version < 9 else 4))
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(converted, field, getattr(original, field))
+    del converted.metadata_props[:]
+    converted.metadata_props.extend(original.metadata_props)
+    converted.graph.name = original.graph.name
+    converted.graph.doc_string = original.graph.doc_string
+    known = {tuple(node.output): node for node in original.graph.node}
+    for node in converted.graph.node:
+        before = known.get(tuple(node.output))
+        if before is not None:
+            node.name, node.doc_string = before.name, before.doc_string
+            del node.metadata_props[:]
+            node.metadata_props.extend(before.metadata_props)
+    del converted.graph.input[:]
+    converted.graph.input.extend(original.graph.input)
+    del converted.graph.output[:]
+    converted.graph.output.extend(original.graph.output)
