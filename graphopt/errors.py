@@ -6,6 +6,7 @@ A message is one line: ``what is wrong (where); how to fix it``.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -22,6 +23,8 @@ class GraphoptError(Exception):
     """Base of every error graphopt raises on purpose."""
 
     exit_code: ExitCode = ExitCode.INTERNAL
+    report: dict[str, Any] | None = None
+    """What was measured before it was raised, where there is something (gates, nothing done)."""
 
 
 class InputError(GraphoptError):

@@ -100,6 +100,17 @@ def load(source: ModelLike, *, external_roots: Sequence[str | Path] = ()) -> ir.
     return _from_proto(proto, where, ExternalFiles(folder, tuple(Path(r) for r in external_roots)))
 
 
+def read_proto(source: str | Path) -> onnx.ModelProto:
+    """The protobuf of a file (``"-"``: stdin), external weights not looked at.
+
+    Raises:
+        InputError, ModelError: as :func:`load`.
+    """
+    if str(source) == "-":
+        return _parse(sys.stdin.buffer.read(), "standard input")
+    return _parse(_read(Path(source)), str(source))
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -286,7 +297,8 @@ def _spec(value: ir.Value) -> ValueSpec:
     shape: tuple[int | str | None, ...] | None = None
     if value.shape is not None:
         shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-        shape = tuple(None if isinstance(dim, int) and dim < 0 else dim for dim in shape)
+        # -1 and "?" are how some exporters write "any"; as a name, "?" would tie dims together that are free.
+        shape = tuple(None if dim in ("", "?") or (isinstance(dim, int) and dim < 0) else dim for dim in shape)
     return ValueSpec(value.name or "", dtype, shape)
 
 

@@ -10,13 +10,15 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.cost import node_macs, shapes
-from graphopt.errors import PreconditionError
+from graphopt.data import feeds as to_feeds
+from graphopt.errors import PreconditionError, RuntimeFailure
 from graphopt.graph import constant_array, is_op, label, nodes, opset, value_names
-from graphopt.model import to_proto, weight_bytes
+from graphopt.model import interface, to_proto, weight_bytes
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
 from graphopt.passes._integer_weights import IntegerWeight, WeightKind, bias_floor, round_bias, round_weight
 from graphopt.passes._placement import Layer, Placement, place
 from graphopt.passes._qdq import Affine, Writer, affine, drop_unread, redirect
+from graphopt.session import Session
 from graphopt.target import get_target, this_cpu
 
 if TYPE_CHECKING:
@@ -157,11 +159,19 @@ class _Coverage:
 
     def __init__(self, model: ir.Model, context: Context) -> None:
         proto = to_proto(model)
-        feeds: dict[str, tuple[int, ...]] = {}
+        inputs, _ = interface(model)
         first = next(iter(context.data), None) if context.data is not None else None
-        if first is not None:
-            feeds = {name: array.shape for name, array in first.items()}
-        known = shapes(proto, feeds)
+        feed = to_feeds(first, inputs) if first is not None else {}
+        known = shapes(proto, {name: array.shape for name, array in feed.items()})
+        missing = [n for n in proto.graph.node if node_macs(n, known) is None]
+        if missing and feed:
+            # Shapes that depend on data are looked up in one run.
+            names = sorted({v for n in missing for v in (*n.input[:2], n.output[0]) if v and v not in known})
+            try:
+                seen = Session(model, taps=names, threads=context.threads).run(feed, names)
+                known |= {name: array.shape for name, array in seen.items()}
+            except RuntimeFailure:  # a value the runtime cannot hand out stays unknown
+                pass
         self.macs = {tuple(node.output): node_macs(node, known) for node in proto.graph.node}
         constants = [constant_array(n.outputs[0]) for n in nodes(model) if is_op(n, "Constant")]
         self.bytes = weight_bytes(model) + sum(int(array.nbytes) for array in constants if array is not None)

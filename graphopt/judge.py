@@ -1,0 +1,177 @@
+"""The last word on a candidate: compared with the original on data, timed against it, held to the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.base import Context, Gates
+from graphopt.data import feeds as to_feeds
+from graphopt.data import labels as to_labels
+from graphopt.errors import RuntimeFailure
+from graphopt.gates import GateResult, Metric, MetricResult, drop_gate, measure, parse_size
+from graphopt.model import interface
+from graphopt.session import Session, Timing, time_models
+from graphopt.validation import Comparison, OutputDifference, compare_sessions, random_feeds
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.data import Dataset
+
+COLLAPSE_DB = 5.0
+"""SQNR below which an output has little to do with the original's; that is said loudly."""
+
+GAP_DB = 3.0
+"""How far optimizations on may fall below off before the report warns (saturating kernels)."""
+
+_TIMED_SAMPLES = 4
+
+
+@dataclass
+class Verdict:
+    """What judging found. ``timing``: seconds per run; ``speed``: candidate time over original time."""
+
+    comparison: Comparison | None = None
+    metric: MetricResult | None = None
+    timing: dict[str, Timing] = field(default_factory=dict)
+    speed: tuple[float, float, float] | None = None
+    optimization_gap_db: float | None = None
+    gates: list[GateResult] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[GateResult]:
+        return [g for g in self.gates if not g.passed]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "comparison": self.comparison.as_dict() if self.comparison else None,
+            "metric": {**vars(self.metric), "difference": self.metric.difference} if self.metric else None,
+            "latency": {name: vars(t) for name, t in self.timing.items()},
+            "latency_ratio": dict(zip(("median", "low", "high"), self.speed, strict=True)) if self.speed else None,
+            "optimization_gap_db": self.optimization_gap_db,
+            "gates": [g.as_dict() for g in self.gates],
+        }
+
+
+def judge(
+    original: ir.Model,
+    candidate: ir.Model,
+    context: Context,
+    gates: Gates,
+    *,
+    metric: Metric | None = None,
+    sizes: tuple[int, int],
+    seconds: float = 2.0,
+    approximate: bool = True,
+) -> Verdict:
+    """Compare, measure, time and gate. ``sizes``: (original, candidate) file bytes.
+
+    Where the original does not run here (custom operators) nothing is compared, and the notes say so.
+
+    Raises:
+        RuntimeFailure: the candidate does not run although the original does.
+        InputError: a metric or gate that cannot be evaluated.
+    """
+    verdict = Verdict()
+    try:
+        before = Session(original, threads=context.threads)
+    except RuntimeFailure as error:
+        verdict.notes.append(f"nothing was compared or timed: {error}")
+        _gate(verdict, gates, sizes)
+        return verdict
+    after = Session(candidate, threads=context.threads)
+    dataset = context.eval_data or context.data
+    inputs, _ = interface(original)
+    if dataset is None:
+        feeds = random_feeds(original, 2, seed=context.seed)
+        verdict.comparison = compare_sessions(before, after, feeds)
+        verdict.notes.append("compared on random inputs only; give --data for real ones")
+    else:
+        verdict.comparison, verdict.metric = _on_data(before, after, dataset, original, metric, context)
+        feeds = [to_feeds(sample, inputs) for sample in dataset.take(_TIMED_SAMPLES)]
+    verdict.notes.extend(verdict.comparison.notes)
+    if approximate:
+        _optimization_gap(verdict, candidate, after, feeds, context)
+        _collapse(verdict)
+    if seconds > 0:
+        threads = context.threads or 1
+        sessions = {"original": Session(original, threads=threads), "candidate": Session(candidate, threads=threads)}
+        verdict.timing, ratios = time_models(sessions, feeds, seconds=seconds)
+        verdict.speed = ratios["candidate"]
+    _gate(verdict, gates, sizes)
+    return verdict
+
+
+def _on_data(
+    before: Session, after: Session, dataset: Dataset, original: ir.Model, metric: Metric | None, context: Context
+) -> tuple[Comparison, MetricResult | None]:
+    inputs, _ = interface(original)
+    if metric is None:
+        return compare_sessions(before, after, (to_feeds(s, inputs) for s in dataset)), None
+    # The metric wants all outputs together; the comparison is made from the same runs.
+    names = before.output_names
+    differences = {name: OutputDifference(name) for name in names}
+    outputs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    samples: list[dict[str, Any]] = []
+    total = len(dataset)
+    for index, sample in enumerate(dataset):
+        feed = to_feeds(sample, inputs)
+        a, b = before.run(feed), after.run(feed)
+        for name in names:
+            differences[name].add(a[name], b[name])
+        outputs[0].append(a)
+        outputs[1].append(b)
+        samples.append({**feed, **to_labels(sample, inputs)})
+        context.progress(index + 1, total, "comparing with the original")
+    result = measure(metric, outputs[0], outputs[1], samples, seed=context.seed)
+    return Comparison(list(differences.values()), total), result
+
+
+def _optimization_gap(
+    verdict: Verdict, candidate: ir.Model, optimized: Session, feeds: Sequence[Any], context: Context
+) -> None:
+    """The same integers on two paths of the runtime: a gap means that kernels saturate on this CPU."""
+    plain = Session(candidate, optimize=False, threads=context.threads)
+    gap = compare_sessions(plain, optimized, feeds).sqnr
+    quality = verdict.comparison.sqnr if verdict.comparison else np.inf
+    verdict.optimization_gap_db = round(float(gap), 2) if np.isfinite(gap) else None
+    if np.isfinite(gap) and gap < quality + GAP_DB and gap < 40:
+        verdict.notes.append(
+            f"the candidate's own outputs differ between optimizations off and on (SQNR {gap:.1f} dB); on another "
+            "CPU they may differ more"
+        )
+
+
+def _collapse(verdict: Verdict) -> None:
+    worst = verdict.comparison.worst if verdict.comparison else None
+    if worst is not None and (worst.mismatch or worst.sqnr < COLLAPSE_DB):
+        found = worst.mismatch or f"SQNR {worst.sqnr:.1f} dB"
+        verdict.notes.append(
+            f"WARNING: output '{worst.name}' has little left of the original ({found}); judge it with --metric and "
+            "--max-drop before you ship it"
+        )
+
+
+def _gate(verdict: Verdict, gates: Gates, sizes: tuple[int, int]) -> None:
+    if gates.max_drop is not None:
+        if verdict.metric is None:
+            verdict.gates.append(GateResult("max-drop", gates.max_drop, "no metric could be measured", False))
+        else:
+            verdict.gates.append(drop_gate(gates.max_drop, verdict.metric, certify=gates.certify))
+    if gates.min_sqnr is not None:
+        found = verdict.comparison.sqnr if verdict.comparison else float("-inf")
+        verdict.gates.append(
+            GateResult("min-sqnr", f"{gates.min_sqnr:g} dB", f"{found:.2f} dB", found >= gates.min_sqnr)
+        )
+    if gates.min_speedup is not None:
+        low = 1 / verdict.speed[2] if verdict.speed else 0.0
+        text = f"{1 / verdict.speed[0]:.3f}x (at least {low:.3f}x)" if verdict.speed else "not timed"
+        verdict.gates.append(GateResult("min-speedup", f"{gates.min_speedup:g}x", text, low >= gates.min_speedup))
+    if gates.max_size is not None:
+        allowed = parse_size(str(gates.max_size), sizes[0])
+        verdict.gates.append(GateResult("max-size", f"{allowed} bytes", f"{sizes[1]} bytes", sizes[1] <= allowed))
