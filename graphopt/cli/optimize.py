@@ -1,0 +1,55 @@
+"""``graphopt optimize``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+
+from graphopt.cli import _options
+
+
+@click.command(
+    epilog="\b\nExample:\n  graphopt optimize model.onnx -o small.onnx\n"
+    "  graphopt optimize model.onnx small.onnx --recipe r.toml --data calib.npz"
+)
+@click.argument("model", metavar="IN")
+@click.argument("destination", metavar="[OUT]", required=False)
+@click.option("-o", "--output", metavar="OUT", help="Where to write ('-': stdout); IN itself is fine.")
+@click.option("--recipe", metavar="R.toml", help="Passes and settings from a recipe, instead of the exact defaults.")
+@click.option("--passes", metavar="A,B", help="Just these passes, in this order.")
+@_options.data
+@_options.images
+@_options.gates
+@_options.model
+@_options.running
+@_options.quiet
+@_options.output
+def command(
+    model: str, destination: str | None, output: str | None, recipe: str | None, passes: str | None, **values: Any
+) -> None:
+    """Simplify IN with exact passes: same outputs, fewer nodes, never a larger file.
+
+    What is exact is checked: the result is compared with the original, and a pass that changed the numbers is found and
+    reverted alone. A recipe may add passes that approximate; gates judge those.
+    """
+    from graphopt import api
+    from graphopt.cli._finish import make
+
+    target = where(output, destination)
+    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
+    options = _options.api_options(values)
+    names = [n.strip() for n in passes.split(",") if n.strip()] if passes else None
+    make(partial(api.optimize, model, recipe=recipe, passes=names, **options), target, **shown)
+
+
+def where(output: str | None, destination: str | None) -> str:
+    """The one output path, however it was given."""
+    if output is not None and destination is not None:
+        raise click.UsageError(f"two outputs: '{destination}' and -o '{output}'; give one")
+    if output is None and destination is None:
+        raise click.UsageError("no output; give one: graphopt VERB IN -o OUT (OUT may be IN)")
+    found = output if output is not None else destination
+    assert found is not None
+    return found
