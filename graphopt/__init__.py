@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_API = ("optimize", "quantize", "compare", "run", "inspect", "Result", "CompareResult")
+_API = ("optimize", "quantize", "compare", "diff", "extract", "run", "inspect", "Result", "CompareResult", "Diff")
 _ERRORS = ("GraphoptError", "InputError", "ModelError", "DataError", "GateFailed", "NothingDone", "RuntimeFailure")
 
 if TYPE_CHECKING:
     from graphopt.api import CompareResult as CompareResult
+    from graphopt.api import Diff as Diff
     from graphopt.api import Result as Result
     from graphopt.api import compare as compare
+    from graphopt.api import diff as diff
+    from graphopt.api import extract as extract
     from graphopt.api import inspect as inspect
     from graphopt.api import optimize as optimize
     from graphopt.api import quantize as quantize

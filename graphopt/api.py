@@ -1,29 +1,48 @@
-"""What the command line does, as functions: ``optimize``, ``quantize``, ``compare``, ``run``, ``inspect``."""
+"""What the command line does, as functions: ``optimize``, ``quantize``, ``compare``, ``run``, ``inspect``, ..."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import graphopt.surgery  # noqa: F401  # registers the gs.Graph loader
 from graphopt import data as data_module
-from graphopt.base import Pass, Pipeline, flatten
-from graphopt.errors import InputError
+from graphopt.base import Context, Pass, Pipeline, Skip, flatten
+from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
+from graphopt.errors import GateFailed, InputError
+from graphopt.extraction import cut_out
 from graphopt.foreign import foreign
 from graphopt.gates import GateResult, MetricResult, drop_gate, measure
 from graphopt.graph import label, opset
 from graphopt.inspection import inspect_model
+from graphopt.judge import metric_dict, sqnr_gate
+from graphopt.layerwise import layerwise as compare_inner
 from graphopt.manager import PassManager
-from graphopt.model import ModelLike, interface, load
-from graphopt.pipeline import Options, Result, as_metric, load_samples, make, merge_options
+from graphopt.model import ModelLike, interface
+from graphopt.model_diff import Diff
+from graphopt.model_diff import diff as _diff
+from graphopt.pipeline import (
+    Options,
+    Result,
+    as_metric,
+    check_gates,
+    load_samples,
+    make,
+    merge_options,
+    read_source,
+    with_report,
+)
 from graphopt.recipe import Recipe, read
 from graphopt.registry import create
 from graphopt.report.document import about, versions
 from graphopt.session import Session
 from graphopt.target import get_target
-from graphopt.validation import Comparison, compare_sessions, random_feeds
+from graphopt.validation import Comparison, compare_sessions, random_feeds, runnable
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 DEFAULT_PASSES = ("fold-constants", "fuse-batchnorm", "remove-unused", "simplify", "remove-unused")
 """What ``optimize`` runs without a recipe: exact passes only."""
@@ -53,8 +72,13 @@ def optimize(
         InputError: bad model, data, recipe or option.
         GateFailed: a gate was not met; ``error.report`` has everything measured.
     """
+    if recipe is not None and passes is not None:
+        raise InputError("both a recipe and passes; give one of them")
+    if passes is not None and not passes:
+        raise InputError("no passes; name at least one, or leave the option out (graphopt passes lists them)")
     given = read(recipe) if isinstance(recipe, (str, Path)) else recipe
     merged = merge_options(options, given)
+    merged.settings = {"recipe": recipe}
     if passes is not None:
         pipeline: Pipeline = [_as_pass(p) for p in passes]
     elif given is not None:
@@ -69,13 +93,23 @@ def quantize(
     *,
     data: Any = None,
     mode: str = "static",
-    observer: str = "mse",
+    observer: str | None = None,
     weights: str = "auto",
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     **options: Any,
 ) -> Result:
-    """Simplify, then quantize: ``static`` (QDQ from calibration ``data``) or ``dynamic`` (no data).
+    """Simplify, then quantize: ``static`` (QDQ from calibration ``data``) or ``dynamic`` (no data needed).
+
+    Args:
+        model: anything :func:`graphopt.model.load` takes; never mutated.
+        data: calibration samples, in any form :func:`graphopt.data.load_data` reads.
+        mode: ``static`` or ``dynamic``.
+        observer: how ``static`` chooses ranges: ``mse`` (default), ``min-max``, ``percentile``, ``entropy``.
+        weights: ``auto``, ``s8``, ``s7`` or ``u8``.
+        exclude: names, globs, ``re:`` expressions or operator types that stay in float.
+        include: the only ones to quantize, likewise.
+        options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
     Raises:
         InputError: bad model, data or option; static without data.
@@ -83,24 +117,97 @@ def quantize(
         GateFailed: a gate was not met.
     """
     merged = merge_options({**options, "data": data}, None)
-    if mode not in ("static", "dynamic"):
-        raise InputError(f"unknown mode '{mode}'; use static or dynamic")
+    settings = _quantization(mode, observer, weights, exclude, include)
     if mode == "static" and data is None:
         raise InputError(
             "static quantization needs calibration data; give --data calibration.npz (keys = input names), "
             "--data folder/, or --data loader.py:function; or spell out --data random; or use --mode dynamic"
         )
-    loaded = load(model, external_roots=merged.external_roots)
-    settings: dict[str, Any] = {"exclude": tuple(exclude), "include": tuple(include), "weights": weights}
+    check_gates(merged)
+    merged.settings = {"mode": mode, **settings}
+    loaded, source = read_source(model, merged)
+    why = runnable(loaded) if mode == "static" else None
+    if why is not None:
+        raise InputError(f"static quantization has to run the model and cannot: {why}; try --mode dynamic, or optimize")
+    pipeline = [*_prepare(loaded, merged.target), create(f"quantize-{mode}", settings)]
+    return make(loaded, pipeline, merged, verb="quantize", named=source, must=f"quantize-{mode}")
+
+
+def _quantization(
+    mode: str, observer: str | None, weights: str, exclude: Sequence[str], include: Sequence[str]
+) -> dict[str, Any]:
+    """The options of the quantizing pass."""
+    if mode not in ("static", "dynamic"):
+        raise InputError(f"unknown mode '{mode}'; use static or dynamic")
+    if mode == "dynamic" and observer is not None:
+        raise InputError("--observer chooses ranges from calibration data and --mode dynamic uses none; leave one out")
+    for name, patterns in (("exclude", exclude), ("include", include)):
+        if isinstance(patterns, str):
+            raise InputError(f"{name} is one string; give a list of patterns: [{patterns!r}]")
+    chosen: dict[str, Any] = {"weights": weights, "exclude": tuple(exclude), "include": tuple(include)}
+    return {"observer": observer or "mse", **chosen} if mode == "static" else chosen
+
+
+def _prepare(model: ir.Model, target: str) -> list[Pass]:
+    """What runs before quantization: an operator set the target can quantize in, and the exact passes."""
+    wanted = get_target(target).opset
+    upgrade = [create("upgrade-opset", {"to": wanted})] if 0 < opset(model) < wanted else []
+    return [*upgrade, *(create(name, {}) for name in DEFAULT_PASSES)]
+
+
+def plan_quantization(
+    model: ModelLike,
+    *,
+    mode: str = "static",
+    weights: str = "auto",
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    observer: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What :func:`quantize` would do to ``model``, without data: which layers, and why the rest stays in float.
+
+    The exact passes run first, as they would.
+
+    Raises:
+        InputError: bad model or option.
+    """
+    merged = merge_options(options, None)
+    settings = _quantization(mode, observer, weights, exclude, include)
+    merged.settings = {"mode": mode, **settings}
+    loaded, source = read_source(model, merged)
+    prepared = PassManager(_prepare(loaded, merged.target), verify="off").run(loaded).model
+    quantizer = create(f"quantize-{mode}", settings)
+    quantizer.check(prepared)
     if mode == "static":
-        settings["observer"] = observer
-    pipeline: list[Pass] = []
-    wanted = get_target(merged.target).opset
-    if 0 < opset(loaded) < wanted:
-        pipeline.append(create("upgrade-opset", {"to": wanted}))
-    pipeline += [create(name, {}) for name in DEFAULT_PASSES]
-    pipeline.append(create(f"quantize-{mode}", settings))
-    return make(loaded, pipeline, merged, verb="quantize", named=model, must=f"quantize-{mode}")
+        layers, light, skipped = _static_plan(prepared, loaded, merged.target, exclude, include)
+    else:  # it needs no data, so it is simply tried on a copy that nobody sees
+        context = Context(original=loaded, target=merged.target, this_cpu=merged.this_cpu, seed=merged.seed)
+        done = quantizer.run(prepared, context)
+        layers, light, skipped = [change.site for change in done.changes], [], done.skipped
+    return {
+        **versions("quantize", vars(merged)),
+        "dry_run": True,
+        "input": about(loaded, source),
+        "layers": layers,
+        "light": light,
+        "skipped": [vars(skip) for skip in skipped],
+    }
+
+
+def _static_plan(
+    model: ir.Model, original: ir.Model, target: str, exclude: Sequence[str], include: Sequence[str]
+) -> tuple[list[str], list[str], list[Skip]]:
+    """(layers, light operators between them, what stays in float) of static quantization."""
+    from graphopt.passes._placement import check_patterns, place
+
+    gone = check_patterns(model, original, exclude, "exclude") + check_patterns(model, original, include, "include")
+    placement = place(model, get_target(target), exclude=exclude, include=include)
+    return (
+        [f"{layer.node.op_type} {label(layer.node)}" for layer in placement.layers],
+        [f"{node.op_type} {label(node)}" for node in placement.light],
+        gone + placement.skipped,
+    )
 
 
 def run(recipe: str | Path | Recipe, **options: Any) -> Result:
@@ -113,91 +220,162 @@ def run(recipe: str | Path | Recipe, **options: Any) -> Result:
     if given.model is None:
         raise InputError('the recipe names no model; add model = "path.onnx", or use graphopt optimize IN --recipe R')
     merged = merge_options(options, given)
+    merged.settings = {"recipe": recipe}
     working = [p.name for p in flatten(given.passes) if p.name.startswith("quantize-")]
     result = make(given.model, given.passes, merged, verb="run", must=working[0] if working else None)
     if given.output is not None:
         result.save(given.output)
-        result.report["output"]["path"] = given.output
     return result
 
 
-def compare(a: ModelLike, b: ModelLike, *, data: Any = None, metric: Any = None, **options: Any) -> CompareResult:
+def compare(
+    a: ModelLike,
+    b: ModelLike,
+    *,
+    data: Any = None,
+    metric: Any = None,
+    max_drop: str | None = None,
+    min_sqnr: float | None = None,
+    max_abs: Any = None,
+    layerwise: bool = False,
+    memory: str | int | None = None,
+    **options: Any,
+) -> CompareResult:
     """Per output: max abs and relative difference, SQNR, cosine, top-1 agreement; and a metric where one is given.
+
+    ``max_abs`` is a number for all outputs, or says one for each (``{"out0": 1e-3}``). ``layerwise`` compares the inner
+    values too, and holds them to the same tolerances; ``memory`` (``"512MB"``) caps what is tapped at once.
 
     Raises:
         InputError: a model or the data cannot be used.
         RuntimeFailure: a model does not run.
+        GateFailed: ``max_drop``, ``min_sqnr`` (dB) or ``max_abs`` was given and not met; ``error.report`` has the rest.
     """
-    merged = merge_options({**options, "data": data, "metric": metric}, None)
-    first = load(a, external_roots=merged.external_roots)
-    second = load(b, external_roots=merged.external_roots)
-    inputs, _ = interface(first)
-    mine, theirs = [i.name for i in inputs], [i.name for i in interface(second)[0]]
-    if sorted(mine) != sorted(theirs):
-        raise InputError(f"the models have other inputs: {', '.join(mine)} and {', '.join(theirs)}; nothing to compare")
-    before, after = Session(first, threads=merged.threads), Session(second, threads=merged.threads)
-    report: dict[str, Any] = {**versions("compare", vars(merged)), "notes": []}
-    result: MetricResult | None = None
-    if data is None:
-        feeds = random_feeds(first, merged.samples or 4, seed=merged.seed)
-        comparison = compare_sessions(before, after, feeds)
-        report["data"] = {"source": "random", "samples": len(feeds), "synthetic": True}
-    else:
-        dataset, report["data"] = load_samples(data, first, merged)
-        comparison = compare_sessions(before, after, (data_module.feeds(s, inputs) for s in dataset))
-        chosen = as_metric(merged.metric)
-        if chosen is not None:
-            samples = [data_module.feeds(s, inputs) for s in dataset]
-            with_labels = [{**f, **data_module.labels(s, inputs)} for f, s in zip(samples, dataset, strict=True)]
-            result = measure(
-                chosen, [before.run(f) for f in samples], [after.run(f) for f in samples], with_labels, seed=merged.seed
-            )
+    asked = {"max_drop": max_drop, "min_sqnr": min_sqnr}
+    merged = merge_options({**options, **asked, "data": data, "metric": metric}, None)
+    limits = tolerances(min_sqnr, max_abs)
+    if memory is not None and not layerwise:
+        raise InputError("--memory caps what --layerwise taps at once; give --layerwise too")
+    merged.settings = {"max_abs": max_abs, "layerwise": layerwise, "memory": memory}
+    if merged.gates.min_speedup is not None or merged.gates.max_size is not None or merged.gates.certify:
+        raise InputError("compare takes --max-drop, --min-sqnr and --max-abs; the other gates are for what is made")
+    if data is not None or metric is not None or max_drop is not None:  # --samples alone counts random ones
+        check_gates(merged)
+    (first, source_a), (second, source_b) = read_source(a, merged), read_source(b, merged)
+    _same_inputs(first, second)
+    report: dict[str, Any] = {
+        **versions("compare", vars(merged)),
+        "models": [about(first, source_a), about(second, source_b)],
+        "notes": [],
+    }
+    if not layerwise:
+        limits.check([output.name for output in interface(first)[1]])
+    comparison, result, report["data"], feeds = _compare(first, second, merged)
+    report["notes"] += comparison.notes
     report["comparison"] = comparison.as_dict()
-    report["metric"] = {**vars(result), "difference": result.difference} if result else None
-    report["models"] = [about(first, a), about(second, b)]
+    report["metric"] = metric_dict(result)
+    gates = _tolerances(comparison, result, merged, limits)
+    if layerwise:
+        report["layers"], layers = compare_inner(
+            first, second, feeds, limits, memory=memory, threads=merged.threads, progress=merged.progress
+        )
+        gates += layer_gates(layers, limits)
+    report["gates"] = [gate.as_dict() for gate in gates]
+    report["exit_code"], report["error"] = 0, None
+    failed = [f"gate {g.gate} {g.asked} failed: {g.measured}" for g in gates if not g.passed]
+    if failed:
+        raise with_report(GateFailed("; ".join(failed)), report)
     return CompareResult(comparison, result, report)
 
 
-def comparison_gates(
-    result: CompareResult, *, max_drop: str | None = None, min_sqnr: float | None = None, max_abs: float | None = None
+def _same_inputs(first: ir.Model, second: ir.Model) -> None:
+    mine, theirs = ([i.name for i in interface(model)[0]] for model in (first, second))
+    if sorted(mine) != sorted(theirs):
+        raise InputError(
+            f"A has the inputs {', '.join(mine)} and B {', '.join(theirs)}; only models that take the same inputs can "
+            "be compared"
+        )
+
+
+def _compare(
+    first: ir.Model, second: ir.Model, options: Options
+) -> tuple[Comparison, MetricResult | None, dict[str, Any], Callable[[], Iterable[Any]]]:
+    """The comparison, the metric where one is asked for, what to report of the data, and the data again."""
+    inputs, _ = interface(first)
+    before, after = Session(first, threads=options.threads), Session(second, threads=options.threads)
+    if options.data is None:
+        feeds = random_feeds(first, options.samples or 4, seed=options.seed)
+        described = {"source": "random", "samples": len(feeds), "synthetic": True, "sha256": None}
+        return compare_sessions(before, after, feeds), None, {**described, "skipped": [], "notes": []}, lambda: feeds
+    dataset, described = load_samples(options.data, first, options)
+
+    def again() -> Iterable[Any]:
+        return (data_module.feeds(s, inputs) for s in dataset)
+
+    comparison = compare_sessions(before, after, again())
+    chosen = as_metric(options.metric)
+    if chosen is None:
+        return comparison, None, described, again
+    outputs: tuple[list[Any], list[Any]] = ([], [])
+    samples = []
+    for sample in dataset:
+        feed = data_module.feeds(sample, inputs)
+        outputs[0].append(before.run(feed))
+        outputs[1].append(after.run(feed))
+        samples.append({**feed, **data_module.labels(sample, inputs)})
+    return comparison, measure(chosen, *outputs, samples, seed=options.seed), described, again
+
+
+def _tolerances(
+    comparison: Comparison, result: MetricResult | None, options: Options, limits: Tolerances
 ) -> list[GateResult]:
-    """Hold a comparison to tolerances; outputs of another type or shape fail every one of them."""
+    """The gates of a comparison; outputs of another type or shape fail ``min-sqnr`` and ``max-abs``."""
     found: list[GateResult] = []
-    worst = result.comparison.worst
-    if max_drop is not None:
-        if result.metric is None:
-            raise InputError("--max-drop needs a metric; give --data with labels and --metric accuracy")
-        found.append(drop_gate(max_drop, result.metric))
-    if min_sqnr is not None:
-        value = result.comparison.sqnr
-        found.append(GateResult("min-sqnr", f"{min_sqnr:g} dB", f"{value:.2f} dB", value >= min_sqnr))
-    if max_abs is not None:
-        judged = [o for o in result.comparison.outputs if not o.nondeterministic]
-        largest = max((o.max_abs for o in judged), default=0.0)
-        passed = largest <= max_abs and not (worst is not None and worst.mismatch)
-        text = f"{largest:.3g}" if worst is None or not worst.mismatch else f"output '{worst.name}': {worst.mismatch}"
-        found.append(GateResult("max-abs", f"{max_abs:g}", text, passed))
-    return found
+    if options.gates.max_drop is not None and result is not None:
+        found.append(drop_gate(options.gates.max_drop, result))
+    if options.gates.min_sqnr is not None:
+        found.append(sqnr_gate(options.gates.min_sqnr, comparison))
+    return found + max_abs_gates(comparison, limits)
 
 
-def plan_quantization(
-    model: ModelLike, *, target: str = "ort-cpu", exclude: Sequence[str] = (), include: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What static quantization would do to ``model``, without data: layers, light operators, and why the rest stays.
+def extract(
+    model: ModelLike, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None, **options: Any
+) -> Result:
+    """Cut out what lies between the values ``inputs`` and ``outputs`` (None: the model's own).
 
-    The exact passes run first, as they would.
+    Weights, bodies and functions come along; the piece computes exactly what the model computes there.
+
+    Raises:
+        InputError: bad model or option; an unknown value, or inputs that do not cut the outputs off (what is missing
+            is named).
     """
-    from graphopt.passes._placement import place
-
-    loaded = load(model)
-    result = PassManager([create(name, {}) for name in DEFAULT_PASSES], verify="off").run(loaded)
-    placement = place(result.model, get_target(target), exclude=exclude, include=include)
-    return {
-        "schema_version": 1,
-        "layers": [f"{layer.node.op_type} {label(layer.node)}" for layer in placement.layers],
-        "light": [f"{node.op_type} {label(node)}" for node in placement.light],
-        "skipped": [vars(skip) for skip in placement.skipped],
+    merged = merge_options(options, None)
+    merged.settings = {"inputs": inputs, "outputs": outputs}
+    loaded, source = read_source(model, merged)
+    piece, notes = cut_out(loaded, inputs, outputs)
+    sides = zip(("inputs", "outputs"), interface(piece), strict=True)
+    report = {
+        **versions("extract", vars(merged)),
+        "input": about(loaded, source),
+        "output": about(piece, None),
+        **{side: [{"name": v.name, "type": str(v)} for v in values] for side, values in sides},
+        "notes": notes,
+        "exit_code": 0,
+        "error": None,
     }
+    return Result(piece, report)
+
+
+def diff(a: ModelLike, b: ModelLike, *, names: bool = False, external_roots: Sequence[str | Path] = ()) -> Diff:
+    """What changed from A to B, aligned by structure: other names or another order are no difference.
+
+    ``result.differences`` counts, ``result.as_dict()`` is what ``graphopt diff --json`` prints; ``names`` makes other
+    names of nodes and inner values differences, too. Nothing is run.
+
+    Raises:
+        InputError: a model cannot be used, or weights that have to be compared are missing.
+    """
+    return _diff(a, b, names=names, external_roots=external_roots)
 
 
 def inspect(model: ModelLike, **options: Any) -> dict[str, Any]:
@@ -215,4 +393,4 @@ def _as_pass(item: Any) -> Pass:
     raise InputError(f"{item!r} is no pass; give a name, a Pass or a callable")
 
 
-__all__ = ["CompareResult", "Options", "Result", "compare", "inspect", "optimize", "quantize", "run"]
+__all__ = ["CompareResult", "Diff", "Options", "Result", "compare", "diff", "extract", "inspect", "optimize", "quantize", "run"]

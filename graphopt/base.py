@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Contract = Literal["exact", "approximate"]
 
+VERIFY = ("end", "each", "off")
+"""When exact passes are compared with the original: once after a run of them, after every one, never."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -140,6 +143,10 @@ class Repeat:
     passes: tuple[Pass, ...]
     times: int = 4
 
+    def __post_init__(self) -> None:
+        if not self.passes or self.times < 1:
+            raise ValueError("a Repeat needs at least one pass and one time")
+
 
 Pipeline = Sequence[Pass | Repeat]
 
@@ -163,4 +170,4 @@ class Gates:
     certify: bool = False
 
     def asked(self) -> Mapping[str, Any]:
-        return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, False)}
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and v is not False}

@@ -18,19 +18,18 @@ def macs(
 ) -> int | None:
     """MACs of one node: 0 for operators that multiply no matrices, None where a shape is missing.
 
-    ``inputs`` and ``output`` are concrete shapes; ``attributes`` needs ``group`` (Conv), ``transA`` (Gemm) and
-    ``hidden_size`` (LSTM, GRU, RNN).
+    ``inputs`` and ``output`` are concrete shapes; of the ``attributes`` only Gemm's ``transA`` is looked at.
     """
     count = _COUNTERS.get(op_type)
     if count is None:
         return 0
-    needed = inputs[:2]
-    if output is None or len(needed) < 2 or any(shape is None for shape in needed):
+    first, second = (*inputs[:2], None, None)[:2]
+    if first is None or second is None or (output is None and op_type not in _RECURRENT):
         return None
-    first, second = needed
-    assert first is not None
-    assert second is not None
-    return int(count(first, second, output, attributes))
+    try:
+        return int(count(first, second, output or (), attributes))
+    except (IndexError, ValueError, ZeroDivisionError):  # shapes that do not fit the operator: a broken model
+        return None
 
 
 def _conv(x: Shape, w: Shape, y: Shape, attributes: Mapping[str, Any]) -> int:
@@ -57,6 +56,9 @@ def _recurrent(gates: int) -> Any:
 
     return count
 
+
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+"""Their first output, the whole sequence, is often left out, and not needed to count."""
 
 _COUNTERS: dict[str, Any] = {
     "Conv": _conv,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import InputError
+from graphopt.user_code import from_file, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,19 +48,12 @@ def load_metric(spec: str) -> Metric:
         raise InputError(
             f"unknown metric '{spec}'; use accuracy, or module.py:function with function(outputs, samples) -> float"
         )
-    if not Path(path).is_file():
-        raise InputError(f"no such file: {path} (metric '{spec}'); check the path")
-    loader = importlib.util.spec_from_file_location("graphopt_metric", path)
-    assert loader is not None
-    assert loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
     try:
-        loader.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"metric file {path} does not import: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
+        function = from_file(Path(path), name)
+    except InputError as error:
+        raise InputError(f"metric '{spec}': {error}") from error
     if not callable(function):
-        raise InputError(f"{path} has no function '{name}'; check the name after the colon")
+        raise InputError(f"metric '{spec}': '{name}' is a {type(function).__name__}, not a function")
     return Metric(name, function)
 
 
@@ -69,8 +62,14 @@ def _accuracy(outputs: Sequence[Record], samples: Sequence[Record]) -> float:
     right: list[bool] = []
     for output, sample in zip(outputs, samples, strict=True):
         scores = np.asarray(next(iter(output.values())))
-        label = _label(sample)
-        right.extend((scores.reshape(-1, scores.shape[-1]).argmax(-1) == np.asarray(label).reshape(-1)).tolist())
+        label = np.asarray(_label(sample)).reshape(-1)
+        rows = scores.reshape(-1, scores.shape[-1]) if scores.ndim else scores.reshape(1, 1)
+        if rows.shape[-1] < 2 or len(label) != len(rows):
+            raise InputError(
+                f"metric 'accuracy' needs one label for each row of class scores; the first output has shape "
+                f"{list(scores.shape)} and the sample {len(label)} labels; write a metric of your own"
+            )
+        right.extend((rows.argmax(-1) == label).tolist())
     return float(np.mean(right)) if right else math.nan
 
 
@@ -108,19 +107,27 @@ def measure(
     Raises:
         InputError: the user's function raised or returned no number; the message names it.
     """
-    before, after = _call(metric, original, samples), _call(metric, candidate, samples)
     count = len(samples)
-    single = _per_sample(metric, original, samples, before), _per_sample(metric, candidate, samples, after)
+    if count == 0:
+        raise InputError(f"metric '{metric.name}' has no samples to be measured on; give --eval-data")
+    before, after = _call(metric, original, samples), _call(metric, candidate, samples)
+    was, now = _per_sample(metric, original, samples, before), _per_sample(metric, candidate, samples, after)
     rng = np.random.default_rng(seed)
-    if single[0] is not None and single[1] is not None:
-        delta = single[1] - single[0]
-        draws = delta[rng.integers(0, count, (RESAMPLES, count))].mean(axis=1)
+    if was is not None and now is not None:
+        delta = now - was
+        draws = np.asarray([delta[rng.integers(0, count, count)].mean() for _ in range(RESAMPLES)])
+        margin = 0.0
+        if np.ptp(delta) == 0:
+            # Resampling equal differences says nothing about the samples that were not seen; the rule of three does.
+            margin = 3 / count * float(max(np.abs(was).max(), np.abs(now).max()))
     else:
         # The metric is no mean over samples (AUC, F1): evaluate it on each resample, fewer of them.
         draws = np.asarray([_resampled(metric, original, candidate, samples, rng) for _ in range(200)])
+        draws, margin = draws[np.isfinite(draws)], 0.0
     tail = (1 - _CONFIDENCE) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    return MetricResult(metric.name, before, after, float(low), float(high), count, len(draws))
+    # Where most resamples cannot be measured (one class only, say), there is no interval.
+    low, high = np.quantile(draws, [tail, 1 - tail]) if len(draws) >= 100 else (math.nan, math.nan)
+    return MetricResult(metric.name, before, after, float(low) - margin, float(high) + margin, count, len(draws))
 
 
 def _resampled(
@@ -132,7 +139,10 @@ def _resampled(
 ) -> float:
     index = rng.integers(0, len(samples), len(samples))
     pick = [samples[i] for i in index]
-    return _call(metric, [candidate[i] for i in index], pick) - _call(metric, [original[i] for i in index], pick)
+    try:
+        return _call(metric, [candidate[i] for i in index], pick) - _call(metric, [original[i] for i in index], pick)
+    except InputError:  # a metric may rightly refuse a resample (of one class only)
+        return math.nan
 
 
 def _per_sample(
@@ -152,11 +162,17 @@ def _per_sample(
 
 def _call(metric: Metric, outputs: Sequence[Record], samples: Sequence[Record]) -> float:
     try:
-        return float(metric.function(outputs, samples))
+        value = metric.function(outputs, samples)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"metric '{metric.name}' failed: {type(error).__name__}: {error}; fix the function") from error
+        raise InputError(f"metric '{metric.name}' failed: {one_line(error)}; fix the function") from error
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"metric '{metric.name}' returned {value!r:.60}, not a number; return a float, higher is better"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -195,7 +211,7 @@ def parse_drop(text: str, reference: float) -> float:
     Raises:
         InputError: not a non-negative number.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?\d+)?)\s*(%?)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?\d+)?)\s*(%?)\s*", str(text))
     if match is None:
         raise InputError(f"--max-drop '{text}' is no drop; write 1% (relative) or 0.01 (absolute)")
     value = float(match[1])
@@ -208,11 +224,13 @@ def parse_size(text: str, reference: int) -> int:
     Raises:
         InputError: not a size.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKmMgG]?)(i?)([bB]?)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:([kmg]i?)?(b?))\s*", str(text), re.IGNORECASE)
     if match is None:
         raise InputError(f"'{text}' is no size; write 25MB, 800kB, or a ratio such as 0.3")
-    value = float(match[1])
-    if not match[2] and not match[4]:
+    value, unit = float(match[1]), (match[2] or "").lower()
+    if not unit and not match[3]:
+        if value > 1 and not value.is_integer():
+            raise InputError(f"'{text}' is no size: neither a ratio (0 to 1) nor a whole number of bytes")
         return int(value * reference) if value <= 1 else int(value)
-    base = 1024 if match[3] else 1000
-    return int(value * base ** " kmg".index(match[2].lower() or " "))
+    base = 1024 if unit.endswith("i") else 1000
+    return int(value * base ** " kmg".index(unit[:1] or " "))

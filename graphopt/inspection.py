@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from graphopt.cost import node_macs, shapes
-from graphopt.errors import ModelError
+from graphopt.errors import InputError, ModelError
 from graphopt.model import graphs, read_proto
 
 _TOP = 10
@@ -25,6 +25,7 @@ def inspect_model(source: Any, *, dims: dict[str, int] | None = None) -> dict[st
         ModelError: it is no ONNX model.
     """
     proto = source if isinstance(source, onnx.ModelProto) else read_proto(source)
+    _check_dims(proto, dims or {})
     operators: Counter[str] = Counter()
     tensors: list[tuple[int, str, str, list[int]]] = []
     by_type: Counter[str] = Counter()
@@ -39,11 +40,12 @@ def inspect_model(source: Any, *, dims: dict[str, int] | None = None) -> dict[st
     for size, _, kind, _ in tensors:
         by_type[kind] += size
     macs, unknown = _macs(proto, dims or {})
-    path = str(source) if isinstance(source, (str, Path)) else None
+    path = str(source) if isinstance(source, (str, Path)) and str(source) != "-" else None
     return {
         "schema_version": 1,
         "path": path,
-        "bytes": Path(path).stat().st_size if path and path != "-" else proto.ByteSize(),
+        "bytes": Path(path).stat().st_size if path else proto.ByteSize(),
+        "external_bytes": _external_bytes(proto),
         "ir_version": proto.ir_version,
         "opsets": {o.domain or "ai.onnx": o.version for o in proto.opset_import},
         "producer": f"{proto.producer_name} {proto.producer_version}".strip() or None,
@@ -69,14 +71,15 @@ def inspect_model(source: Any, *, dims: dict[str, int] | None = None) -> dict[st
 
 
 def _tensor(tensor: onnx.TensorProto, name: str) -> tuple[int, str, str, list[int]]:
+    """(bytes, name, type, shape), from what the file says of it."""
     import onnx_ir as ir
 
-    kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower() if tensor.data_type else "undefined"
     shape = list(tensor.dims)
     if tensor.data_type == onnx.TensorProto.STRING:
-        return sum(map(len, tensor.string_data)), name, kind, shape
+        return sum(map(len, tensor.string_data)), name, "string", shape
     try:
         bits = ir.DataType(tensor.data_type).bitwidth
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
     except (TypeError, ValueError) as error:
         raise ModelError(f"tensor '{name}' has an unknown type {tensor.data_type}; export the model again") from error
     return (_count(shape) * bits + 7) // 8, name, kind, shape
@@ -113,10 +116,48 @@ def _macs(proto: onnx.ModelProto, dims: dict[str, int]) -> tuple[int | None, int
         for v in proto.graph.input
         if v.type.HasField("tensor_type")
     }
-    known = shapes(proto, feeds)
+    known = {**_declared(proto, dims), **shapes(proto, feeds)}
     counts = [node_macs(node, known) for graph in graphs(proto) for node in graph.node]
     found = [c for c in counts if c is not None]
     return (sum(found) if found else None), len(counts) - len(found)
+
+
+def _declared(proto: onnx.ModelProto, dims: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes that the file itself states, their symbolic dims sized; for values inference does not reach."""
+    found = {}
+    for graph in graphs(proto):
+        for value in graph.value_info:
+            tensor = value.type.tensor_type
+            if value.type.HasField("tensor_type") and tensor.HasField("shape"):
+                sizes = [
+                    d.dim_value if d.HasField("dim_value") else _sized(d.dim_param, dims) for d in tensor.shape.dim
+                ]
+                if None not in sizes and all(s is not None and s >= 0 for s in sizes):
+                    found[value.name] = tuple(s for s in sizes if s is not None)
+    return found
+
+
+def _sized(name: str, dims: dict[str, int]) -> int | None:
+    """A plain symbol's size; of an expression ("2*batch", "unk__7 + 1") nothing is guessed."""
+    return dims.get(name, 1) if name.isidentifier() else dims.get(name)
+
+
+def _check_dims(proto: onnx.ModelProto, dims: dict[str, int]) -> None:
+    names = [d.dim_param for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param]
+    for name in dims:
+        if name not in names:
+            has = f"its inputs have {', '.join(dict.fromkeys(names))}" if names else "its inputs have none"
+            raise InputError(f"the model has no symbolic dim '{name}'; {has}")
+
+
+def _external_bytes(proto: onnx.ModelProto) -> int:
+    """What of the weights stands in other files, as the model says."""
+    return sum(
+        _tensor(tensor, tensor.name)[0]
+        for graph in graphs(proto)
+        for tensor in graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    )
 
 
 def _quantization(proto: onnx.ModelProto) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from graphopt.data import labels as to_labels
 from graphopt.errors import RuntimeFailure
 from graphopt.gates import GateResult, Metric, MetricResult, drop_gate, measure, parse_size
 from graphopt.model import interface
+from graphopt.report.units import ratio, size
 from graphopt.session import Session, Timing, time_models
 from graphopt.validation import Comparison, OutputDifference, compare_sessions, random_feeds
 
@@ -50,12 +51,17 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         return {
             "comparison": self.comparison.as_dict() if self.comparison else None,
-            "metric": {**vars(self.metric), "difference": self.metric.difference} if self.metric else None,
+            "metric": metric_dict(self.metric),
             "latency": {name: vars(t) for name, t in self.timing.items()},
             "latency_ratio": dict(zip(("median", "low", "high"), self.speed, strict=True)) if self.speed else None,
             "optimization_gap_db": self.optimization_gap_db,
             "gates": [g.as_dict() for g in self.gates],
         }
+
+
+def metric_dict(result: MetricResult | None) -> dict[str, Any] | None:
+    """A metric's result as the report has it."""
+    return None if result is None else {**vars(result), "difference": result.difference}
 
 
 def judge(
@@ -99,6 +105,7 @@ def judge(
         _optimization_gap(verdict, candidate, after, feeds, context)
         _collapse(verdict)
     if seconds > 0:
+        context.progress(0, None, "timing")
         threads = context.threads or 1
         sessions = {"original": Session(original, threads=threads), "candidate": Session(candidate, threads=threads)}
         verdict.timing, ratios = time_models(sessions, feeds, seconds=seconds)
@@ -164,14 +171,37 @@ def _gate(verdict: Verdict, gates: Gates, sizes: tuple[int, int]) -> None:
         else:
             verdict.gates.append(drop_gate(gates.max_drop, verdict.metric, certify=gates.certify))
     if gates.min_sqnr is not None:
-        found = verdict.comparison.sqnr if verdict.comparison else float("-inf")
-        verdict.gates.append(
-            GateResult("min-sqnr", f"{gates.min_sqnr:g} dB", f"{found:.2f} dB", found >= gates.min_sqnr)
-        )
+        verdict.gates.append(sqnr_gate(gates.min_sqnr, verdict.comparison))
     if gates.min_speedup is not None:
-        low = 1 / verdict.speed[2] if verdict.speed else 0.0
-        text = f"{1 / verdict.speed[0]:.3f}x (at least {low:.3f}x)" if verdict.speed else "not timed"
-        verdict.gates.append(GateResult("min-speedup", f"{gates.min_speedup:g}x", text, low >= gates.min_speedup))
+        verdict.gates.append(_speed_gate(gates.min_speedup, verdict.speed))
     if gates.max_size is not None:
-        allowed = parse_size(str(gates.max_size), sizes[0])
-        verdict.gates.append(GateResult("max-size", f"{allowed} bytes", f"{sizes[1]} bytes", sizes[1] <= allowed))
+        verdict.gates.append(_size_gate(str(gates.max_size), *sizes))
+
+
+def sqnr_gate(asked: float, comparison: Comparison | None) -> GateResult:
+    """``--min-sqnr``: the worst output's; another type or shape fails it, identical outputs hold it."""
+    worst = comparison.worst if comparison is not None else None
+    if comparison is None:
+        passed, text = False, "nothing could be compared"
+    elif worst is None:
+        passed, text = True, "there is no deterministic output to compare"
+    elif worst.mismatch is not None:
+        passed, text = False, f"output '{worst.name}': {worst.mismatch}"
+    else:
+        passed = worst.sqnr >= asked
+        text = "identical" if worst.sqnr == np.inf else f"output '{worst.name}': {worst.sqnr:.2f} dB"
+    return GateResult("min-sqnr", f"{asked:g} dB", text, passed)
+
+
+def _speed_gate(asked: float, speed: tuple[float, float, float] | None) -> GateResult:
+    if speed is None:
+        return GateResult("min-speedup", f"{asked:g}x", "nothing could be timed", False)
+    median, _, high = speed
+    text = f"{1 / median:.3f}x, at least {1 / high:.3f}x"
+    return GateResult("min-speedup", f"{asked:g}x", text, 1 / high >= asked)
+
+
+def _size_gate(asked: str, original: int, candidate: int) -> GateResult:
+    allowed = parse_size(asked, original)
+    text = f"{size(candidate)}, {ratio(candidate, original)} of the original"
+    return GateResult("max-size", f"{asked} ({size(allowed)})", text, candidate <= allowed)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.base import VERIFY as VERIFY
 from graphopt.base import Change, Context, Pass, PassResult, Pipeline, Repeat, Skip
-from graphopt.errors import GraphoptError, PreconditionError
+from graphopt.errors import ExitCode, GraphoptError, PreconditionError
 from graphopt.graph import nodes
 from graphopt.model import clone, weight_bytes
 from graphopt.structure import check_model
-from graphopt.verify import Verifier, write_reproducer
+from graphopt.user_code import one_line
+from graphopt.verify import Verifier, Violation, edited, write_reproducer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-VERIFY = ("end", "each", "off")
+MAX_GUILTY_SITES = 8
+"""More bad rewrites than that are not a few bad sites but a bad pass, which is reverted whole."""
 
 
 @dataclass
@@ -36,8 +39,10 @@ class LedgerEntry:
     seconds: float = 0.0
     nodes: tuple[int, int] = (0, 0)
     weight_bytes: tuple[int, int] = (0, 0)
+    reproducer: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        """As the report prints it."""
         return {
             "pass": self.name,
             "options": self.options,
@@ -50,6 +55,7 @@ class LedgerEntry:
             "changes": [vars(c) for c in self.changes],
             "skipped": [vars(s) for s in self.skipped],
             "metrics": self.metrics,
+            "reproducer": str(self.reproducer) if self.reproducer else None,
         }
 
 
@@ -60,30 +66,40 @@ class RunResult:
     model: ir.Model
     ledger: list[LedgerEntry]
     notes: list[str]
-    reproducer: Path | None = None
 
     @property
     def reverted(self) -> list[LedgerEntry]:
+        """The passes that were undone, wholly or in part."""
         return [e for e in self.ledger if "reverted" in e.status]
+
+    @property
+    def reproducer(self) -> Path | None:
+        """The folder that shows the first pass that was undone."""
+        return next((e.reproducer for e in self.ledger if e.reproducer), None)
 
 
 @dataclass
 class _Step:
-    """A pass that ran in the current exact segment, so that the segment can be replayed without its guilty rewrites."""
+    """An exact pass that changed something, and the model from before it (weights are shared, so it is cheap)."""
 
     pass_: Pass
     entry: LedgerEntry
+    before: ir.Model
 
 
 class PassManager:
     """Runs a pipeline on a copy of the model.
 
-    ``verify``: ``end`` compares numerically once after each run of exact passes (before the first approximate one, and
+    ``verify``: ``end`` compares numerically once after each run of exact passes (before the next approximate one, and
     at the end), ``each`` after every exact pass, ``off`` never. A violation is bisected to the pass and, where the pass
-    asks ``context.allows``, to the rewrites; only those are reverted. Approximate passes are judged by gates, not here.
+    asks ``context.allows``, to the rewrites; only those are reverted, and what followed is run again. Approximate
+    passes are judged by gates, not here. ``raise_preconditions`` names the passes (or True: all) whose failed
+    precondition is an error instead of a skip.
     """
 
-    def __init__(self, pipeline: Pipeline, *, verify: str = "end", raise_preconditions: bool = False) -> None:
+    def __init__(
+        self, pipeline: Pipeline, *, verify: str = "end", raise_preconditions: bool | Collection[str] = False
+    ) -> None:
         if verify not in VERIFY:
             raise ValueError(f"verify is {verify!r}; one of {', '.join(VERIFY)}")
         self.pipeline = list(pipeline)
@@ -105,163 +121,196 @@ class PassManager:
                         break
             else:
                 run.apply(step)
-        run.close_segment()
-        return RunResult(run.model, run.ledger, run.notes, run.reproducer)
+        run.close()
+        return RunResult(run.model, run.ledger, list(run.notes))
 
 
 class _Run:
-    """The state of one run; nothing of it stays on a pass or on the manager."""
+    """The state of one run; nothing of it stays on a pass, the context or the manager."""
 
-    def __init__(self, model: ir.Model, context: Context, verify: str, raise_preconditions: bool) -> None:
-        self.context = context
+    def __init__(
+        self, model: ir.Model, context: Context, verify: str, raise_preconditions: bool | Collection[str]
+    ) -> None:
+        self.context = replace(context, original=clone(context.original))
         self.mode = verify
         self.raise_preconditions = raise_preconditions
-        self.start = model  # where the current exact segment began; never edited
         self.model = clone(model)
-        self.segment: list[_Step] = []
+        self.compared_with = "the original"
+        self.steps: list[_Step] = []  # the current segment: exact passes since the last approximate one
+        self.verified = 0  # how many of them are known to be right
+        self.verifier: Verifier | None = None
         self.ledger: list[LedgerEntry] = []
-        self.notes: list[str] = []
-        self.disabled: set[tuple[str, str]] = set(context.disabled)
-        self.reproducer: Path | None = None
+        self.notes: dict[str, None] = {}
+        self.distrusted: list[Pass] = []  # reverted whole: not run again
+        self.reverted: dict[tuple[str, str], str] = {}  # (pass, site) -> why it is switched off
 
     def apply(self, pass_: Pass) -> bool:
         """Run one pass; True if it changed something that was kept."""
         exact = pass_.contract == "exact"
         if not exact:
-            self.close_segment()
+            self.close()
         entry = LedgerEntry(str(getattr(pass_, "use", pass_.name)), pass_.options(), pass_.contract)
         self.ledger.append(entry)
-        before = self._size()
+        if pass_ in self.distrusted:
+            entry.status, entry.reason = "skipped", "it was reverted earlier in this run"
+            return False
+        wanted = self.raise_preconditions
+        self._step(pass_, entry, raising=wanted if isinstance(wanted, bool) else pass_.name in wanted)
+        if exact and self.mode == "each":
+            self._hold()
+        if not exact and entry.changes:
+            self.compared_with = "the model before them"
+        return bool(entry.changes)
+
+    def _step(self, pass_: Pass, entry: LedgerEntry, *, raising: bool = False) -> None:
+        """Run on the working copy, and write down what happened; a pass that crashes or breaks the graph is undone."""
+        before = clone(self.model)
         started = time.perf_counter()
         try:
-            self._execute(pass_, entry)
+            pass_.check(self.model)
+            result = self._call(pass_, self.model, entry.name)
+            if not result.changes and edited(self.model, before):
+                result.changes.append(Change("edit", "(graph)", "changed, but the pass did not say what"))
+            self._record(entry, result)
         except PreconditionError as error:
-            if self.raise_preconditions:
+            if raising:
                 raise
+            self.model = before
+            self._record(entry, PassResult())
             entry.status, entry.reason = "skipped", str(error)
-        entry.seconds = time.perf_counter() - started
-        entry.nodes, entry.weight_bytes = (before[0], self._size()[0]), (before[1], self._size()[1])
-        if exact:
-            if entry.changes:
-                self.segment.append(_Step(pass_, entry))
-                if self.mode == "each":
-                    self.close_segment()
-        elif entry.changes:
-            self.start = clone(self.model)
-        return bool(entry.changes) and entry.status == "changed"
-
-    def _size(self) -> tuple[int, int]:
-        return sum(1 for _ in nodes(self.model)), weight_bytes(self.model)
-
-    def _execute(self, pass_: Pass, entry: LedgerEntry) -> None:
-        """Run on the working copy; a pass that crashes or breaks the graph is undone by replaying without it."""
-        pass_.check(self.model)
-        keep = clone(self.model) if pass_.contract != "exact" else None
-        try:
-            result = self._run_once(pass_, self.model)
-            check_model(self.model, entry.name)
-        except PreconditionError:
-            self._undo(keep)
-            raise
-        except GraphoptError as error:
-            if pass_.contract != "exact" and error.exit_code != 4:
-                raise
-            self._undo(keep)
-            entry.status, entry.reason = "reverted", str(error)
-            return
         except Exception as error:
-            self._undo(keep)
-            entry.status, entry.reason = "reverted", f"it crashed: {type(error).__name__}: {error}"
+            ours = isinstance(error, GraphoptError)
+            if pass_.contract != "exact" and isinstance(error, GraphoptError) and error.exit_code != ExitCode.INTERNAL:
+                raise  # the user's data or options, not the pass
+            self.model = before
+            self._revert(pass_, entry, before, Violation(str(error) if ours else f"it crashed: {one_line(error)}"))
+        entry.seconds += time.perf_counter() - started
+        entry.nodes = (_count(before), _count(self.model))
+        entry.weight_bytes = (weight_bytes(before), weight_bytes(self.model))
+        if entry.changes and pass_.contract == "exact":
+            self.steps.append(_Step(pass_, entry, before))
+
+    def _call(self, pass_: Pass, model: ir.Model, name: str, off: Collection[tuple[str, str]] = ()) -> PassResult:
+        """The pass on ``model``, without the rewrites that are switched off."""
+        disabled = frozenset((*self.context.disabled, *self.reverted, *off))
+        result = pass_.run(model, replace(self.context, disabled=disabled))
+        if not isinstance(result, PassResult):
+            raise TypeError(f"it returned a {type(result).__name__}, not a PassResult")
+        check_model(model, name)
+        return result
+
+    def _record(self, entry: LedgerEntry, result: PassResult) -> None:
+        off = {site: why for (name, site), why in self.reverted.items() if name == entry.name}
+        entry.changes, entry.metrics = result.changes, result.metrics
+        entry.skipped = [s for s in result.skipped if s.site not in off] + [Skip(*item) for item in off.items()]
+        if entry.status != "partly reverted":
+            entry.status = "changed" if result.modified else "unchanged"
+
+    def close(self) -> None:
+        """End the current segment of exact passes, verified."""
+        self._hold()
+        self.steps, self.verified, self.verifier = [], 0, None
+
+    def _hold(self) -> None:
+        """Hold the exact passes of this segment to their contract; revert only what breaks it."""
+        if self.mode == "off" or self.verified == len(self.steps):
             return
-        entry.changes, entry.skipped, entry.metrics = result.changes, result.skipped, result.metrics
-        entry.status = "changed" if result.modified else "unchanged"
-
-    def _undo(self, keep: ir.Model | None) -> None:
-        self.model = keep if keep is not None else self._replay(self.segment)
-
-    def _run_once(self, pass_: Pass, model: ir.Model) -> PassResult:
-        self.context.disabled = frozenset(self.disabled)
-        return pass_.run(model, self.context)
-
-    def _replay(self, steps: Sequence[_Step]) -> ir.Model:
-        """The segment's start with these passes run again (they are deterministic), minus the disabled rewrites."""
-        model = clone(self.start)
-        for step in steps:
-            result = self._run_once(step.pass_, model)
-            step.entry.changes = result.changes
-        return model
-
-    def close_segment(self) -> None:
-        """Hold the exact passes since ``start`` to their contract; revert only what breaks it."""
-        steps, self.segment = self.segment, []
-        if not steps or self.mode == "off":
-            self.start = clone(self.model) if steps else self.start
+        if self.verifier is None:
+            self.verifier = Verifier(self.steps[0].before, self.context)
+            self.notes |= dict.fromkeys(self.verifier.notes)
+        if self.verifier.unable is not None:
+            self.notes[f"not compared numerically: {self.verifier.unable}"] = None
             return
-        verifier = Verifier(self.start, self.context)
-        if verifier.unable is not None:
-            self.notes.append(f"not compared numerically: {verifier.unable}")
-            self.start = clone(self.model)
-            return
-        for _ in range(len(steps) + 1):
-            violation = verifier.violation(self.model)
-            if violation is None:
-                break
-            steps = self._revert(steps, violation, verifier)
-            self.model = self._replay(steps)
-        self.notes.append(f"exact passes compared with the original on {verifier.description}")
-        self.start = clone(self.model)
+        # Each round takes out a pass, or switches off sites of one that is taken out if it is found again.
+        while (violation := self.verifier.violation(self.model)) is not None:
+            self._bisect(self.verifier, violation)
+        self.verified = len(self.steps)
+        self.notes[f"exact passes compared with {self.compared_with} on {self.verifier.description}"] = None
 
-    def _revert(self, steps: list[_Step], violation: str, verifier: Verifier) -> list[_Step]:
-        """Find the first guilty pass, then its guilty rewrites; switch just those off."""
-        guilty = next((i for i in range(len(steps)) if self._breaks(steps[: i + 1], verifier)), len(steps) - 1)
-        step = steps[guilty]
-        broken = verifier.violation(self._replay(steps[: guilty + 1])) or violation
-        sites = list(dict.fromkeys(c.site for c in self._changes_of(steps[:guilty], step)))
-        before = self._replay(steps[:guilty])
-        found = self._guilty_sites(steps[:guilty], step, sites, verifier)
-        self.reproducer = write_reproducer(before, step.pass_, broken, verifier)
-        if found:
-            self.disabled |= {(step.entry.name, site) for site in found}
+    def _bisect(self, verifier: Verifier, violation: Violation) -> None:
+        """Revert one pass, or its guilty rewrites, and run again what followed it."""
+        seen = {len(self.steps): violation}
+
+        def breaks(count: int) -> bool:
+            found = verifier.violation(self.steps[count].before)
+            if found is not None:
+                seen[count] = found
+            return found is not None
+
+        count = first_true(self.verified, len(self.steps), breaks)
+        step, rest, violation = self.steps[count - 1], self.steps[count:], seen[count]
+        sites = [] if step.entry.status == "partly reverted" else self._guilty_sites(step, verifier)
+        self.model = clone(step.before)
+        del self.steps[count - 1 :]
+        self.verified = min(self.verified, len(self.steps))
+        why = f"reverted: {violation.reason}"
+        if sites:
+            self.reverted |= {(step.entry.name, site): why for site in sites}
+            more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
             step.entry.status = "partly reverted"
-            step.entry.reason = f"reverted: {broken} (by the rewrite at {', '.join(found[:3])})"
-            step.entry.skipped += [Skip(site, f"reverted: {broken}") for site in found]
-            return steps
-        step.entry.status, step.entry.reason = "reverted", f"reverted: {broken}"
-        step.entry.changes = []
-        return [s for s in steps if s is not step]
+            step.entry.reason = f"{why} (by the rewrite at {', '.join(sites[:3])}{more})"
+            step.entry.reproducer = write_reproducer(
+                step.before, step.pass_, violation, verifier.feeds, self.context.seed
+            )
+            self._step(step.pass_, step.entry)
+        else:
+            self._revert(step.pass_, step.entry, step.before, violation, verifier)
+        for later in rest:
+            self._step(later.pass_, later.entry)
 
-    def _breaks(self, steps: Sequence[_Step], verifier: Verifier) -> bool:
-        return verifier.violation(self._replay(steps)) is not None
+    def _revert(
+        self, pass_: Pass, entry: LedgerEntry, before: ir.Model, violation: Violation, verifier: Verifier | None = None
+    ) -> None:
+        """Put on record that the pass was undone whole."""
+        self.distrusted.append(pass_)
+        feeds = verifier.feeds if verifier is not None else []
+        entry.reproducer = write_reproducer(before, pass_, violation, feeds, self.context.seed)
+        entry.status, entry.reason = "reverted", f"reverted: {violation.reason}"
+        entry.changes, entry.metrics = [], {}
+        entry.nodes = (entry.nodes[0], entry.nodes[0])
+        entry.weight_bytes = (entry.weight_bytes[0], entry.weight_bytes[0])
 
-    def _changes_of(self, before: Sequence[_Step], step: _Step) -> list[Change]:
-        return self._run_once(step.pass_, self._replay(before)).changes
+    def _guilty_sites(self, step: _Step, verifier: Verifier) -> Sequence[str]:
+        """The rewrites that break the contract; none where the pass cannot be switched off by site, or all break it."""
+        sites = list(dict.fromkeys(change.site for change in step.entry.changes))
 
-    def _guilty_sites(self, before: Sequence[_Step], step: _Step, sites: list[str], verifier: Verifier) -> list[str]:
-        """The rewrites that break the contract, by halving; empty when the pass cannot be switched off by site."""
-        name = step.entry.name
-        kept = set(self.disabled)
-
-        def breaks(disabled: Sequence[str]) -> bool:
-            self.disabled = kept | {(name, site) for site in disabled}
+        def breaks(allowed: Sequence[str]) -> bool:
+            model = clone(step.before)
             try:
-                model = self._replay(before)
-                self._run_once(step.pass_, model)
-                return verifier.violation(model) is not None
-            finally:
-                self.disabled = set(kept)
+                self._call(
+                    step.pass_, model, step.entry.name, {(step.entry.name, s) for s in sites if s not in allowed}
+                )
+            except Exception:  # a crash without those rewrites is no better than a wrong result
+                return True
+            return verifier.violation(model) is not None
 
-        if len(sites) < 2 or breaks(sites):
+        if len(sites) < 2 or breaks([]):
             return []
-        found: list[str] = []
-        while breaks(found):
-            suspects = [s for s in sites if s not in found]
-            while len(suspects) > 1:
-                half = suspects[: len(suspects) // 2]
-                rest = [s for s in sites if s not in half]
-                suspects = half if breaks(rest) else suspects[len(suspects) // 2 :]
-            if not suspects:
-                break
-            found.append(suspects[0])
-            if len(found) > 8:  # that is not a few bad sites, that is a bad pass
+        guilty: list[str] = []
+        left = sites
+        known = 0  # so many of ``left`` are harmless together
+        while len(guilty) < MAX_GUILTY_SITES:
+            rest = left
+            known = first_true(known, len(rest), lambda count: breaks(rest[:count])) - 1  # noqa: B023  # used at once
+            guilty.append(left[known])
+            left = [site for site in left if site not in guilty]
+            if not left:
                 return []
-        return found
+            if not breaks(left):
+                return guilty
+        return []
+
+
+def _count(model: ir.Model) -> int:
+    return sum(1 for _ in nodes(model))
+
+
+def first_true(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """A number up to ``high`` where ``holds`` turns true, known to be false at ``low`` and true at ``high``.
+
+    Asks log2(high - low) times, and needs no monotony: just before the number, ``holds`` is false.
+    """
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -1,25 +1,28 @@
 """Models in and out: load from anything, clone, fingerprint.
 
-Between passes a model is an ``onnx_ir.Model``. This file owns the way in and the way back, including the few things
-onnx-ir cannot carry (sparse tensors, map types, training information), which travel as opaque residue and are put back
-on the way out. Writing files is ``storage.py``'s job; external weights come in through its one gate.
+Between passes a model is an ``onnx_ir.Model``. This file owns the way in and the way back; what onnx-ir cannot carry
+travels as ``residue.py`` says. External weights come in through the one gate in ``external.py``; writing files is
+``storage.py``'s job.
 """
 
 from __future__ import annotations
 
-import base64
+import copy
 import hashlib
+import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.errors import InputError, ModelError
-from graphopt.external import ExternalFiles
+from graphopt import residue
+from graphopt.errors import GraphoptError, InputError, ModelError
+from graphopt.external import ExternalFiles, adopt, all_graphs, check_inline, shown
+from graphopt.residue import graphs as graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -31,10 +34,16 @@ ModelLike = Any
 PROTO_LIMIT = 2**31 - 1
 """Bytes: protobuf cannot serialize a larger message, so larger models keep their weights in a data file."""
 
-_RESIDUE = "graphopt.residue"
-_SPARSE_ATTRIBUTE = "graphopt.sparse:"
+_LARGE = 1024
+"""Bytes from which a fingerprint takes a tensor's hash instead of the tensor."""
+
+_TRAINING = "graphopt.training"
+_EXTERNAL = "graphopt.external"
+_ANNOTATION = "quant_parameter_tensor_names"  # where onnx-ir keeps a value's quantization annotation
 
 _LOADERS: dict[str, Callable[[Any], onnx.ModelProto]] = {}
+_LOADER_MODULES = {"onnx_graphsurgeon": "graphopt.surgery"}
+"""Imported by name when such an object comes: whoever holds one has paid for the import already."""
 
 
 @dataclass(frozen=True)
@@ -74,30 +83,53 @@ def load(source: ModelLike, *, external_roots: Sequence[str | Path] = ()) -> ir.
     import onnx
     import onnx_ir as ir
 
+    roots = tuple(Path(root) for root in external_roots)
     if isinstance(source, ir.Model):
-        return clone(source)
+        return _adopt(source, roots)
     folder: Path | None = None
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(source)  # what follows rewrites sparse tensors in place
         where = "the ModelProto given"
+        _require_graph(proto, where)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         proto, where = _parse(bytes(source), "the bytes given"), "the bytes given"
     elif isinstance(source, str) and source == "-":
-        proto, where = _parse(sys.stdin.buffer.read(), "standard input"), "standard input"
+        proto, where = read_proto("-"), "standard input"
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        proto, where = _parse(_read(path), str(path)), str(path)
+        where = shown(str(path))
+        proto = read_proto(path)
         folder = Path.cwd() / path.parent  # where the name stands, links not followed
     else:
-        loader = _LOADERS.get(type(source).__module__.split(".")[0])
-        if loader is None:
-            raise InputError(
-                f"cannot load a {type(source).__module__}.{type(source).__name__}; give a path, bytes, an "
-                "onnx.ModelProto, an onnx_ir.Model or an onnx_graphsurgeon.Graph"
-            )
-        proto, where = loader(source), f"the {type(source).__name__} given"
-    return _from_proto(proto, where, ExternalFiles(folder, tuple(Path(r) for r in external_roots)))
+        proto, where = _loader(source)(source), f"the {type(source).__name__} given"
+    return _from_proto(proto, where, ExternalFiles(folder, roots))
+
+
+def _loader(source: Any) -> Callable[[Any], onnx.ModelProto]:
+    for base in type(source).__mro__:
+        module = base.__module__.split(".")[0]
+        if module not in _LOADERS and module in _LOADER_MODULES:
+            importlib.import_module(_LOADER_MODULES[module])
+        if module in _LOADERS:
+            return _LOADERS[module]
+    raise InputError(
+        f"cannot load a {type(source).__module__}.{type(source).__name__}; give a path, bytes, an "
+        "onnx.ModelProto, an onnx_ir.Model or an onnx_graphsurgeon.Graph"
+    )
+
+
+def _adopt(source: ir.Model, roots: tuple[Path, ...]) -> ir.Model:
+    """A clone of a caller's ``onnx_ir.Model``, its external weights mapped through our gate as well."""
+    from graphopt.structure import model_problem
+
+    problem = model_problem(source)
+    if problem:
+        raise ModelError(f"the onnx_ir.Model given is not valid: {problem}; build it again")
+    model = clone(source)
+    if adopt(model, roots):
+        model.meta[_EXTERNAL] = True
+    return model
 
 
 def read_proto(source: str | Path) -> onnx.ModelProto:
@@ -108,18 +140,24 @@ def read_proto(source: str | Path) -> onnx.ModelProto:
     """
     if str(source) == "-":
         return _parse(sys.stdin.buffer.read(), "standard input")
-    return _parse(_read(Path(source)), str(source))
+    return _parse(_read(Path(source)), shown(str(source)))
 
 
 def _read(path: Path) -> bytes:
+    where = shown(str(path))
     try:
+        if path.stat().st_size > PROTO_LIMIT:
+            raise ModelError(
+                f"{where} is larger than 2 GB, more than one ONNX file can hold; export it with external data"
+            )
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"no such file: {path}; check the path") from None
+        raise InputError(f"no such file: {where}; check the path") from None
     except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give the .onnx file in it") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(f"{where} is a folder; give the .onnx file in it") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {where}: {reason}; check the path and its permissions") from error
 
 
 _FORMATS: tuple[tuple[int, bytes, str], ...] = (
@@ -147,27 +185,38 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
         raise ModelError(
             f"{where} is not an ONNX model (the protobuf does not parse: truncated, or another format); export it again"
         ) from None
-    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output) or proto.ir_version < 1:
-        raise ModelError(f"{where} is not an ONNX model (no graph in it); export it again")
+    _require_graph(proto, where)
     return proto
 
 
+def _require_graph(proto: onnx.ModelProto, where: str) -> None:
+    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output) or proto.ir_version < 1:
+        raise ModelError(f"{where} is not an ONNX model (no graph in it); export it again")
+
+
 def _from_proto(proto: onnx.ModelProto, where: str, external: ExternalFiles) -> ir.Model:
+    """``proto`` is ours: it is rewritten on the way."""
     import onnx_ir as ir
 
     from graphopt.structure import check_proto
 
-    check_proto(proto, where)
-    residue = _Residue.take(proto)
-    for tensor in _tensors(proto):
-        external.check(tensor)
     try:
+        check_proto(proto, where)
+        for tensor in (*residue.dense_tensors(proto), *residue.opaque_tensors(proto)):
+            external.check(tensor)
+            check_inline(tensor)
+        for tensor in residue.opaque_tensors(proto):
+            external.inline(tensor)
+        training = residue.take(proto)
         model = ir.from_proto(proto)
+        residue.function_inputs(proto, model)
+        external.map_all(model)
+    except GraphoptError:
+        raise
     except Exception as error:  # onnx-ir raises whatever it met; the file is to blame, not the reader
         raise ModelError(f"{where} is not a valid ONNX model ({_innermost(error)}); export it again") from error
-    _map_external(model, external)
-    model.meta[_RESIDUE] = residue
-    model.meta["graphopt.external"] = external.used
+    model.meta[_TRAINING] = training
+    model.meta[_EXTERNAL] = external.used
     return model
 
 
@@ -175,33 +224,33 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def _map_external(model: ir.Model, external: ExternalFiles) -> None:
-    """Replace onnx-ir's path-based external tensors by arrays mapped through the gate's own descriptors."""
-    import onnx_ir as ir
-
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = external.map(value.const_value)
-        for node in graph:
-            for name, attribute in node.attributes.items():
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, external.map(attribute.value))
+    return shown(text.splitlines()[0]) if text else type(error).__name__
 
 
 def clone(model: ir.Model) -> ir.Model:
-    """A copy whose graph may be edited freely; weights are shared, so it costs no memory."""
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    return copy
+    """A copy whose graph may be edited freely; weights are shared, so it costs no memory.
+
+    Raises:
+        ModelError: the graph is broken, so that there is nothing sensible to copy.
+    """
+    try:
+        twin = model.clone()
+    except Exception as error:
+        raise ModelError(f"the model cannot be copied: {_innermost(error)}; is its graph complete?") from error
+    for graph in all_graphs(twin):
+        # onnx-ir shares these with the original, and `value.dtype = ...` writes into them
+        for value in (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)):
+            if value.type is not None:
+                value.type = copy.deepcopy(value.type)
+            if _ANNOTATION in value.meta:
+                value.meta[_ANNOTATION] = dict(value.meta[_ANNOTATION])
+    twin.meta.update(model.meta)
+    return twin
 
 
 def is_external(model: ir.Model) -> bool:
     """Whether the model came with its weights in a data file."""
-    return bool(model.meta.get("graphopt.external"))
+    return bool(model.meta.get(_EXTERNAL))
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -217,21 +266,22 @@ def weight_bytes(model: ir.Model) -> int:
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a ``ModelProto`` with its weights inside.
 
-    onnx-ir writes a ``value_info`` for each initializer; they repeat what the tensor says, so they are left out.
+    Raises:
+        ModelError: it holds something that has no form in ONNX (a text that is no UTF-8, an unknown type).
     """
+    proto = _serialized(model)
+    residue.put_back(proto, model.meta.get(_TRAINING, []))
+    residue.tidy(proto)
+    return proto
+
+
+def _serialized(model: ir.Model) -> onnx.ModelProto:
     import onnx_ir as ir
 
-    proto = ir.to_proto(model)
-    for graph in graphs(proto):
-        known = {tensor.name for tensor in graph.initializer}
-        kept = [v for v in graph.value_info if v.name not in known or v.metadata_props or v.doc_string]
-        if len(kept) != len(graph.value_info):
-            del graph.value_info[:]
-            graph.value_info.extend(kept)
-    residue = model.meta.get(_RESIDUE)
-    if residue is not None:
-        residue.put_back(proto)
-    return proto
+    try:
+        return ir.to_proto(model)
+    except Exception as error:  # onnx-ir and protobuf raise whatever they met
+        raise ModelError(f"the model cannot be written as ONNX ({_innermost(error)}); export it again") from error
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -240,42 +290,53 @@ def to_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: the model is too large for one protobuf message.
     """
-    if weight_bytes(model) >= PROTO_LIMIT:
-        raise ModelError("the model is larger than 2 GB and cannot be one protobuf message; write it to a path")
-    data: bytes = to_proto(model).SerializeToString(deterministic=True)
-    return data
+    import onnx_ir as ir
+    from google.protobuf.message import EncodeError
+
+    stored = [
+        v.const_value for graph in model.graphs() for v in graph.initializers.values() if v.const_value is not None
+    ]
+    if sum(tensor.nbytes for tensor in stored if not isinstance(tensor, ir.ExternalTensor)) < PROTO_LIMIT:
+        try:
+            data: bytes = to_proto(model).SerializeToString(deterministic=True)
+            return data
+        except (EncodeError, ValueError) as error:  # weights in attributes are not counted above
+            reason = error
+    else:
+        reason = ValueError("its weights alone are larger")
+    raise ModelError(f"the model does not fit into one 2 GB protobuf message ({_innermost(reason)}); use a data file")
 
 
 def fingerprint(model: ir.Model) -> str:
-    """sha256 over structure and weights; equal fingerprints mean byte-equal models."""
-    digest = hashlib.sha256()
-    light = clone(model)
-    for graph in light.graphs():
-        for name in list(graph.initializers):
-            value = graph.initializers[name]
-            tensor = value.const_value
-            if tensor is None or tensor.nbytes < 1024:
-                continue
-            digest.update(f"{name}:{tensor.dtype}:{tensor.shape}".encode())
-            digest.update(tensor_buffer(tensor))
-            value.const_value = None
-    light.meta.pop(_RESIDUE, None)
-    for graph in light.graphs():
-        for name in [n for n, v in graph.initializers.items() if v.const_value is None]:
-            del graph.initializers[name]
+    """sha256 over structure and weights; equal fingerprints mean equal models, and every edit changes it."""
     import onnx_ir as ir
 
-    digest.update(ir.to_proto(light).SerializeToString(deterministic=True))
-    return digest.hexdigest()
+    light = clone(model)
+    for graph in light.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < _LARGE or tensor.dtype.is_string():
+                continue
+            digest = hashlib.sha256(f"{tensor.dtype}:{tensor.shape}:".encode())
+            digest.update(tensor_buffer(tensor))
+            stand_in = np.frombuffer(digest.digest(), np.uint8)
+            value.const_value = ir.Tensor(
+                stand_in, doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props)
+            )
+    whole = hashlib.sha256(_serialized(light).SerializeToString(deterministic=True))
+    for blob in model.meta.get(_TRAINING, []):
+        whole.update(hashlib.sha256(blob).digest())
+    return whole.hexdigest()
 
 
 def tensor_buffer(tensor: ir.TensorProtocol) -> bytes | memoryview:
     """The tensor's bytes as ONNX stores them (little endian, 4-bit types packed), without a copy where possible."""
     if tensor.dtype.bitwidth >= 8 and not tensor.dtype.is_string():
         array = tensor.numpy()
-        if array.flags.c_contiguous and array.dtype.isbuiltin == 1 and sys.byteorder == "little":
+        if array.flags.c_contiguous and array.dtype.isbuiltin and sys.byteorder == "little":
             return array.reshape(-1).view(np.uint8).data if array.size else b""
-    return tensor.tobytes()
+    data: bytes = tensor.tobytes()
+    return data
 
 
 def interface(model: ir.Model) -> tuple[tuple[ValueSpec, ...], tuple[ValueSpec, ...]]:
@@ -302,124 +363,20 @@ def _spec(value: ir.Value) -> ValueSpec:
     return ValueSpec(value.name or "", dtype, shape)
 
 
-def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The main graph and every subgraph, outermost first; function bodies' subgraphs included."""
-    stack: list[onnx.GraphProto] = [proto.graph]
-    nodes = [node for function in proto.functions for node in function.node]
-    while stack or nodes:
-        if stack:
-            graph = stack.pop()
-            yield graph
-            nodes.extend(graph.node)
-        for node in nodes:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    stack.append(attribute.g)
-                stack.extend(attribute.graphs)
-        nodes = []
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for graph in graphs(proto):
-        yield from graph.node
-    for function in proto.functions:
-        yield from function.node
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor anywhere in the file, those inside sparse tensors and attributes too."""
-    for graph in graphs(proto):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for node in _nodes(proto):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for sparse in ([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []) + list(
-                attribute.sparse_tensors
-            ):
-                yield from (sparse.values, sparse.indices)
-
-
-@dataclass
-class _Residue:
-    """What onnx-ir cannot hold: types by value name, and training information. Sparse tensors stay in the graph as
-    opaque nodes and attributes, so that passes see their names and leave them alone."""
-
-    types: dict[str, bytes]
-    training: list[bytes]
-
-    @classmethod
-    def take(cls, proto: onnx.ModelProto) -> _Residue:
-        import onnx
-
-        types: dict[str, bytes] = {}
-        for graph in graphs(proto):
-            for info in (*graph.input, *graph.output, *graph.value_info):
-                if _has_map(info.type):
-                    types[info.name] = info.type.SerializeToString()
-                    info.ClearField("type")
-            for sparse in graph.sparse_initializer:
-                node = onnx.NodeProto(op_type="SparseInitializer", domain=_RESIDUE, output=[sparse.values.name])
-                node.attribute.append(_string(sparse, "sparse"))
-                graph.node.insert(0, node)
-            del graph.sparse_initializer[:]
-        for node in _nodes(proto):
-            for attribute in list(node.attribute):
-                if attribute.HasField("sparse_tensor"):
-                    node.attribute.remove(attribute)
-                    node.attribute.append(_string(attribute, _SPARSE_ATTRIBUTE + attribute.name))
-        training = [info.SerializeToString() for info in proto.training_info]
-        del proto.training_info[:]
-        return cls(types, training)
-
-    def put_back(self, proto: onnx.ModelProto) -> None:
-        import onnx
-
-        for graph in graphs(proto):
-            for info in (*graph.input, *graph.output, *graph.value_info):
-                if info.name in self.types:
-                    info.type.ParseFromString(self.types[info.name])
-            for node in [n for n in graph.node if n.domain == _RESIDUE]:
-                graph.sparse_initializer.append(
-                    onnx.SparseTensorProto.FromString(base64.b64decode(node.attribute[0].s))
-                )
-                graph.node.remove(node)
-        for node in _nodes(proto):
-            for attribute in list(node.attribute):
-                if attribute.name.startswith(_SPARSE_ATTRIBUTE):
-                    node.attribute.append(onnx.AttributeProto.FromString(base64.b64decode(attribute.s)))
-                    node.attribute.remove(attribute)
-        for blob in self.training:
-            proto.training_info.append(onnx.TrainingInfoProto.FromString(blob))
-
-
-def _string(message: Any, name: str) -> onnx.AttributeProto:
-    import onnx
-
-    data = base64.b64encode(message.SerializeToString())
-    return onnx.AttributeProto(name=name, type=onnx.AttributeProto.STRING, s=data)
-
-
-def _has_map(type_proto: onnx.TypeProto) -> bool:
-    kind = type_proto.WhichOneof("value")
-    if kind == "map_type":
-        return True
-    if kind in ("sequence_type", "optional_type"):
-        return _has_map(getattr(type_proto, kind).elem_type)
-    return False
-
-
 def replace(model: ir.Model, other: ir.Model) -> None:
-    """Make ``model`` (a working copy somebody holds) be ``other``, which must not be used afterwards."""
+    """Make ``model`` (a working copy somebody holds) be ``other``, which must not be used afterwards.
+
+    Raises:
+        ModelError: ``other`` points at external data that our gate refuses.
+    """
+    adopt(other, ())
     for name in ("graph", "ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(model, name, getattr(other, name))
+    model.device_configurations = other.device_configurations
     for mine, theirs in ((model.functions, other.functions), (model.metadata_props, other.metadata_props)):
         kept = dict(theirs)
         mine.clear()
         mine.update(kept)  # type: ignore[arg-type]
     external = is_external(model)
     model.meta.update(other.meta)
-    model.meta["graphopt.external"] = external
+    model.meta[_EXTERNAL] = external  # where the weights go is decided by where they came from

@@ -22,6 +22,7 @@ _MASK = 1e30
 _INNER, _OUTER = bin_edges()
 _MIDDLE = (_INNER + _OUTER) / 2
 _ORDER = np.argsort(_MIDDLE, kind="stable")
+_QUARTERS = np.array([0.125, 0.375, 0.625, 0.875])
 
 
 def observe(statistics: ValueStatistics, observer: str, *, percentile: float = 99.999) -> tuple[float, float]:
@@ -45,8 +46,7 @@ def observe(statistics: ValueStatistics, observer: str, *, percentile: float = 9
         return low, high
     if statistics.histogram is None:
         raise ValueError(f"observer {observer!r} needs a histogram; collect(..., histograms=True)")
-    statistics.flush()
-    counts = np.where(np.abs(_MIDDLE) < _MASK, statistics.histogram, 0).astype(np.float64)
+    counts = _signal(statistics)
     if observer == "percentile":
         found = _percentile(counts, percentile)
     elif observer == "entropy":
@@ -57,6 +57,17 @@ def observe(statistics: ValueStatistics, observer: str, *, percentile: float = 9
         raise ValueError(f"unknown observer {observer!r}; one of {', '.join(OBSERVERS)}")
     # Bins are 3 % wide: never claim a range that no element reached.
     return max(min(found[0], 0.0), low), min(max(found[1], 0.0), high)
+
+
+def _signal(statistics: ValueStatistics) -> NDArray[np.float64]:
+    """The counts per bin without masks, and with -0.0 where 0.0 is."""
+    assert statistics.histogram is not None
+    statistics.flush()
+    counts = np.where(np.abs(_MIDDLE) < _MASK, statistics.histogram, 0).astype(np.float64)
+    half = len(counts) // 2
+    counts[0] += counts[half]
+    counts[half] = 0
+    return counts
 
 
 def _exact(statistics: ValueStatistics) -> tuple[float, float]:
@@ -80,7 +91,7 @@ def _percentile(counts: NDArray[np.float64], percentile: float) -> tuple[float, 
         return 0.0, 0.0
     cumulative = np.cumsum(ordered)
     outside = total * (1 - percentile / 100)
-    sides = (counts[_MIDDLE < 0].sum() > 0) + (counts[_MIDDLE > 0].sum() > 0)
+    sides = int(counts[_MIDDLE < 0].any()) + int(counts[_MIDDLE > 0].any())
     tail = outside / max(sides, 1)
     low_edge = np.minimum(_INNER, _OUTER)[_ORDER]
     high_edge = np.maximum(_INNER, _OUTER)[_ORDER]
@@ -106,39 +117,59 @@ def _cut(
     return float(low_edge[index] + (high_edge[index] - low_edge[index]) * min(max(inside, 0.0), 1.0))
 
 
-def _expected_error(
-    weight: NDArray[np.float64], value: NDArray[np.float64], low: float, high: float, levels: int
-) -> float:
-    """Sum of (x - Q(x))^2. Three cases: clipped outside; rounded to zero when |x| < step/2, which is exact for the
-    zeros a ReLU makes; step^2/12 elsewhere."""
-    step = (high - low) / levels
-    if step == 0:
-        return float(np.sum(weight * value**2))
-    inside = np.where(np.abs(value) < step / 2, value**2, step**2 / 12)
-    clipped = np.where(value < low, (value - low) ** 2, np.where(value > high, (value - high) ** 2, 0.0))
-    return float(np.sum(weight * np.maximum(clipped, inside)))
+class _Side:
+    """The magnitudes on one side of zero, ascending, with running sums from zero up (``below``) and from the far end
+    down (``beyond``): two directions, so that an outlier's square never swallows the sum of the small ones."""
+
+    def __init__(self, weight: NDArray[np.float64], magnitude: NDArray[np.float64]) -> None:
+        self.magnitude = magnitude
+        moments = np.stack([weight, weight * magnitude, weight * magnitude**2])
+        self.below = np.concatenate([np.zeros((3, 1)), np.cumsum(moments, axis=1)], axis=1)
+        self.beyond = np.concatenate([np.cumsum(moments[:, ::-1], axis=1)[:, ::-1], np.zeros((3, 1))], axis=1)
+
+    def error(self, end: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum of (x - Q(x))^2: x^2 up to step/2, which rounds to zero (exact for the zeros a ReLU makes), the distance
+        from ``end`` past it, step^2/12 in between."""
+        near = np.searchsorted(self.magnitude, step / 2)
+        far = np.searchsorted(self.magnitude, np.maximum(end, step / 2))
+        clipped = self.beyond[2][far] - 2 * end * self.beyond[1][far] + end**2 * self.beyond[0][far]
+        total: NDArray[np.float64] = (
+            self.below[2][near] + (self.below[0][far] - self.below[0][near]) * step**2 / 12 + clipped
+        )
+        return total
+
+
+def _sides(counts: NDArray[np.float64], low: float, high: float) -> tuple[_Side, _Side]:
+    """(negative, positive); each bin as four points, none of them past the exact ``low`` and ``high``."""
+    half = len(counts) // 2
+    found = []
+    for part, end in ((counts[half:], -low), (counts[:half], high)):
+        used = np.flatnonzero(part)
+        inner, outer = _INNER[used], np.minimum(_OUTER[used], end)
+        points = inner[:, None] + (outer - inner)[:, None] * _QUARTERS
+        found.append(_Side(np.repeat(part[used] / 4, 4), points.ravel()))
+    return found[0], found[1]
 
 
 def _mse(counts: NDArray[np.float64], low: float, high: float, levels: int = 255) -> tuple[float, float]:
-    """The clipping that minimises E[(x - Q(x))^2] (Choukroun et al. 2019), from the histogram alone.
+    """The clipping that minimises E[(x - Q(x))^2] (Choukroun et al. 2019), from the histogram alone: every pair of
+    ends on a coarse grid, then on a fine one around the best."""
+    negative, positive = _sides(counts, low, high)
 
-    Both ends are searched in turn.
-    """
-    used = counts > 0
-    weight, value = counts[used], _MIDDLE[used]
+    def best(lows: NDArray[np.float64], highs: NDArray[np.float64]) -> tuple[float, float]:
+        lo, hi = (e.ravel() for e in np.meshgrid(np.unique(lows * -low), np.unique(highs * high), indexing="ij"))
+        step = (lo + hi) / levels
+        found = len(lo) - 1 - int(np.argmin((negative.error(lo, step) + positive.error(hi, step))[::-1]))  # widest wins
+        return float(lo[found]), float(hi[found])
 
-    def error(lo: float, hi: float) -> float:
-        return _expected_error(weight, value, lo, hi, levels)
-
-    # Fine near 1, where most answers lie, down to 2 % of the full range.
-    shares = np.unique(np.concatenate([np.linspace(0.5, 1.0, 51), np.geomspace(0.02, 0.5, 30)]))[::-1]
-    best_low, best_high = low, high
-    for _ in range(2):
-        if high > 0:
-            best_high = min((high * s for s in shares), key=lambda hi: error(best_low, hi))
-        if low < 0:
-            best_low = min((low * s for s in shares), key=lambda lo: error(lo, best_high))
-    return best_low, best_high
+    ratio, count = 1.2, 50  # from the whole range down to 1/9000 of it
+    coarse = ratio ** -np.arange(count, dtype=np.float64)
+    lo, hi = best(coarse, coarse)
+    fine = np.geomspace(1 / ratio, ratio, 41)
+    lo, hi = best(
+        np.minimum(fine * (lo / -low if low else 1.0), 1.0), np.minimum(fine * (hi / high if high else 1.0), 1.0)
+    )
+    return -lo, hi
 
 
 def _entropy(
@@ -146,56 +177,51 @@ def _entropy(
 ) -> tuple[float, float]:
     """TensorRT's calibrator (Migacz, GTC 2017): the symmetric threshold that minimises KL(P || Q).
 
-    P is the histogram of |x| cut at the threshold with the tail added to its last bin; Q is P re-binned to ``levels``
-    and spread back over the non-empty bins.
+    P is the histogram of magnitudes in ``bins`` linear bins, cut at the threshold, the tail added to its last bin; Q is
+    P without the tail, re-binned to ``levels`` and spread back over the non-empty bins. Every 16th bin is tried. Exact
+    zeros are left out: any range represents them, and after a ReLU they would outweigh everything else.
     """
-    limit = max(-low, high)
-    edges = np.linspace(0.0, limit, bins + 1)
     half = len(counts) // 2
     magnitude = counts[:half] + counts[half:]
-    # Uniform within a bin: interpolate the cumulative count at the linear edges.
-    cumulative = np.concatenate([[0.0], np.cumsum(magnitude)])
-    log_edges = np.concatenate([_INNER[:half], _OUTER[half - 1 : half]])
-    keep = np.concatenate([[True], np.diff(log_edges) > 0])
-    histogram = np.diff(np.interp(edges, log_edges[keep], cumulative[keep]))
-    histogram[0] = max(histogram[0], 0.0)
-    total = histogram.sum()
-    if total == 0:
-        return low, high
-    best, best_divergence = bins, np.inf
-    for stop in range(levels, bins + 1, 16):
-        divergence = _divergence(histogram, stop, levels)
-        if divergence < best_divergence:
-            best, best_divergence = stop, divergence
-    threshold = float(edges[best])
-    return max(low, -threshold), min(high, threshold)
+    magnitude[0] = 0
+    limit = max(-low, high)
+    last = int(np.searchsorted(_INNER[:half], limit))  # bins that begin below the limit, at which they all end
+    edges = np.append(_INNER[:last], limit)
+    cumulative = np.concatenate([[0.0], np.cumsum(magnitude[:last])])
+    cumulative[-1] = magnitude.sum()
+    linear = np.linspace(0.0, limit, bins + 1)
+    histogram = np.diff(np.interp(linear, edges, cumulative))  # uniform within a bin
+    best = min(range(bins, levels - 1, -16), key=lambda stop: _divergence(histogram, stop, levels))
+    return max(low, -float(linear[best])), min(high, float(linear[best]))
 
 
 def _divergence(histogram: NDArray[np.float64], stop: int, levels: int) -> float:
-    reference = histogram[:stop].copy()
+    kept = histogram[:stop]
+    reference = kept.copy()
     reference[-1] += histogram[stop:].sum()
-    occupied = histogram[:stop] > 0
-    group = np.minimum(np.arange(stop) * levels // stop, levels - 1)
-    mass = np.bincount(group, histogram[:stop], levels)
+    occupied = kept > 0
+    group = np.arange(stop) * levels // stop
+    mass = np.bincount(group, kept, levels)
     filled = np.bincount(group, occupied, levels)
-    spread = np.where(occupied, mass[group] / np.maximum(filled[group], 1), 0.0)
-    if spread.sum() == 0:
+    spread = np.where(occupied, (mass / np.maximum(filled, 1))[group], 0.0)
+    total = spread.sum()
+    if total == 0:
         return float("inf")
     p = reference / reference.sum()
-    q = spread / spread.sum()
     both = p > 0
-    # An element that Q cannot represent is infinitely surprising; a small floor keeps the search smooth.
-    return float(np.sum(p[both] * np.log(p[both] / np.maximum(q[both], 1e-12))))
+    # What Q cannot represent is infinitely surprising; a small floor keeps the search smooth.
+    return float(np.sum(p[both] * np.log(p[both] / np.maximum(spread[both] / total, 1e-12))))
 
 
 def quantization_sqnr(statistics: ValueStatistics, low: float, high: float, levels: int = 255) -> float:
-    """Expected signal-to-noise ratio, in dB, of rounding the value to ``levels`` steps of [low, high]."""
+    """Expected signal-to-noise ratio, in dB, of rounding the value to ``levels`` steps of [low, high].
+
+    Infinite where there is no noise or nothing to judge by (no histogram, never seen).
+    """
     if statistics.histogram is None or statistics.count == 0 or high <= low:
         return float("inf")
-    statistics.flush()
-    counts = np.where(np.abs(_MIDDLE) < _MASK, statistics.histogram, 0).astype(np.float64)
-    used = counts > 0
-    weight, value = counts[used], _MIDDLE[used]
-    signal = float(np.sum(weight * value**2))
-    noise = _expected_error(weight, value, low, high, levels)
-    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise)) if signal > 0 else 0.0
+    negative, positive = _sides(_signal(statistics), *_exact(statistics))
+    signal = float(negative.below[2][-1] + positive.below[2][-1])
+    step = np.asarray((high - low) / levels)
+    noise = float(negative.error(np.asarray(-low), step) + positive.error(np.asarray(high), step))
+    return float("inf") if noise <= 0 else 10 * float(np.log10(signal / noise)) if signal > 0 else 0.0

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import difflib
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
 from graphopt.base import Context, Gates, Pipeline, Progress
-from graphopt.errors import GateFailed, InputError, NothingDone
-from graphopt.gates import Metric, load_metric
+from graphopt.errors import GateFailed, GraphoptError, InputError, ModelError, NothingDone
+from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.judge import Verdict, judge
-from graphopt.manager import PassManager, RunResult
+from graphopt.manager import VERIFY, PassManager, RunResult
 from graphopt.model import ModelLike, interface, load, to_proto
 from graphopt.recipe import Recipe
-from graphopt.report.document import about, versions
+from graphopt.report.document import about, file_sha256, versions
 from graphopt.statistics import Statistics, collect
 from graphopt.storage import save
 from graphopt.target import get_target
@@ -48,6 +51,8 @@ class Options:
     time: float = 2.0
     strict: bool = False
     progress: Progress | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else the verb was given; only the report uses it."""
 
 
 @dataclass
@@ -63,8 +68,14 @@ class Result:
         return to_proto(self.ir_model)
 
     def save(self, path: str | Path, *, external: bool | None = None) -> list[Path]:
-        """Write it atomically; see :func:`graphopt.storage.save`."""
-        return save(self.ir_model, path, external=external)
+        """Write it atomically (see :func:`graphopt.storage.save`) and enter the file in the report."""
+        written = save(self.ir_model, path, external=external)
+        output = self.report["output"]
+        output["path"] = str(path)
+        if written:
+            output["bytes"] = sum(file.stat().st_size for file in written)
+            output["sha256"] = file_sha256(written[0])
+        return written
 
 
 def merge_options(given: dict[str, Any], recipe: Recipe | None) -> Options:
@@ -82,11 +93,85 @@ def merge_options(given: dict[str, Any], recipe: Recipe | None) -> Options:
             if value is not None or name not in values:
                 values[name] = value
         else:
-            raise TypeError(f"unknown option '{name}'")
-    return Options(**{**values, "gates": Gates(**gates)})
+            near = difflib.get_close_matches(name, (*Options.__dataclass_fields__, *Gates.__dataclass_fields__), n=1)
+            raise TypeError(f"unknown option '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    for name in ("max_drop", "max_size"):  # a recipe may say 0.01 where the command line says "0.01"
+        if isinstance(gates.get(name), (int, float)) and not isinstance(gates[name], bool):
+            gates[name] = str(gates[name])
+    options = Options(**{**values, "gates": Gates(**gates)})
+    _check(options)
+    return options
+
+
+def _check(options: Options) -> None:
+    """Every value of the right kind, told before any work is done.
+
+    Raises:
+        InputError: naming the option as the command line spells it.
+    """
+    for name, least in (("seed", 0), ("samples", 1), ("threads", 1)):
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise InputError(f"--{name} is {value!r}; it must be a whole number from {least}")
+    gates = options.gates
+    for name, number in (("time", options.time), ("min-sqnr", gates.min_sqnr), ("min-speedup", gates.min_speedup)):
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise InputError(f"--{name} is {number!r}; it must be a number")
+    if options.time < 0:
+        raise InputError(f"--time is {options.time:g}; it must be 0 (no timing) or more seconds")
+    if options.verify not in VERIFY:
+        raise InputError(f"--verify is {options.verify!r}; one of {', '.join(VERIFY)}")
+    get_target(options.target)
+    if gates.max_drop is not None:
+        parse_drop(gates.max_drop, 1.0)
+    if gates.max_size is not None:
+        try:
+            parse_size(gates.max_size, 1)
+        except InputError as error:
+            raise InputError(f"--max-size {error}") from error
+
+
+def check_gates(options: Options, *, timed: bool = True) -> None:
+    """Nothing is asked for that cannot be judged with what was given.
+
+    Raises:
+        InputError: a gate without its metric, a metric without data, ...
+    """
+    gates = options.gates
+    with_data = options.data is not None or options.eval_data is not None
+    if gates.max_drop is not None and options.metric is None:
+        raise InputError(
+            "--max-drop needs a metric to measure the drop of; give --metric accuracy or --metric file.py:function"
+        )
+    if options.metric is not None and not with_data:
+        raise InputError("--metric needs data to be measured on; give --eval-data (or --data) with labels")
+    if options.samples is not None and not with_data:
+        raise InputError("--samples says how much of the data to use, and there is none; give --data")
+    if gates.certify and gates.max_drop is None:
+        raise InputError("--certify says how --max-drop is judged; give --max-drop too")
+    if gates.min_speedup is not None and options.time == 0 and timed:
+        raise InputError("--min-speedup has to time the models, and --time 0 forbids it; leave --time out")
+
+
+def read_source(source: ModelLike, options: Options) -> tuple[ir.Model, ModelLike]:
+    """The model, and what it was read from: standard input can be read only once, so it becomes bytes."""
+    if str(source) != "-":
+        return load(source, external_roots=options.external_roots), source
+    data = sys.stdin.buffer.read()
+    try:
+        return load(data, external_roots=options.external_roots), data
+    except ModelError as error:
+        raise ModelError(str(error).replace("the bytes given", "standard input")) from error
 
 
 def as_metric(given: Any) -> Metric | None:
+    """A metric from its name, ``module.py:function``, a callable, or None.
+
+    Raises:
+        InputError: as :func:`graphopt.gates.load_metric`.
+    """
     if given is None or isinstance(given, Metric):
         return given
     if isinstance(given, str):
@@ -124,25 +209,33 @@ def make(
 
     ``must`` names the pass that has to change something. ``named``: what to call the source where it is loaded already.
     """
-    model = load(source, external_roots=options.external_roots)
+    check_gates(options)
     metric = as_metric(options.metric)
-    if options.gates.max_drop is not None and metric is None:
-        raise InputError(
-            "--max-drop needs a metric to measure the drop of; give --metric accuracy or --metric file.py:function"
-        )
-    get_target(options.target)
+    model, given = read_source(source, options)
     report: dict[str, Any] = {
         **versions(verb, vars(options)),
-        "input": about(model, source if named is None else named),
+        "input": about(model, given if named is None else named),
+        "output": None,
+        "data": None,
+        "eval_data": None,
+        "ledger": [],
+        **Verdict().as_dict(),
         "notes": [],
+        "reproducer": None,
+        "exit_code": 0,
+        "error": None,
     }
     context = _context(model, options, report)
-    result = PassManager(pipeline, verify=options.verify, raise_preconditions=must is not None).run(model, context)
+    context.progress(0, None, "running the passes")
+    result = PassManager(pipeline, verify=options.verify, raise_preconditions=(must,) if must else False).run(
+        model, context
+    )
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"] += result.notes
     _nothing_done(result, must, report)
     report["output"] = about(result.model, None)
     approximate = any(e.contract == "approximate" and e.changes for e in result.ledger)
+    context.progress(0, None, "comparing with the original")
     verdict = judge(
         model,
         result.model,
@@ -154,7 +247,7 @@ def make(
         approximate=approximate,
     )
     report.update(verdict.as_dict())
-    report["notes"] += verdict.notes
+    _merge_notes(report["notes"], verdict.notes)
     report["reproducer"] = str(result.reproducer) if result.reproducer else None
     _hold(verdict, result, options, report)
     return Result(result.model, report)
@@ -219,9 +312,7 @@ def _nothing_done(result: RunResult, must: str | None, report: dict[str, Any]) -
         return
     reasons = list(dict.fromkeys(s.reason for s in entry.skipped)) or [entry.reason or "no reason was given"]
     shown = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
-    error = NothingDone(f"{must} changed nothing: {shown}; nothing was written")
-    error.report = report
-    raise error
+    raise with_report(NothingDone(f"{must} changed nothing: {shown}; nothing was written"), report)
 
 
 def _hold(verdict: Verdict, result: RunResult, options: Options, report: dict[str, Any]) -> None:
@@ -230,6 +321,19 @@ def _hold(verdict: Verdict, result: RunResult, options: Options, report: dict[st
     if options.strict and result.reverted:
         problems += [f"pass {e.name} was {e.status}: {e.reason}" for e in result.reverted]
     if problems:
-        error = GateFailed("; ".join(problems) + "; nothing was written")
-        error.report = report
-        raise error
+        raise with_report(GateFailed("; ".join(problems) + "; nothing was written"), report)
+
+
+def with_report(error: GraphoptError, report: dict[str, Any]) -> GraphoptError:
+    """``error``, carrying everything that was measured before it."""
+    report["error"], report["exit_code"] = str(error), int(error.exit_code)
+    error.report = report
+    return error
+
+
+def _merge_notes(notes: list[str], more: list[str]) -> None:
+    """Append, but a reason that two stages met (the model does not run here) is told once, by the later one."""
+    for note in more:
+        _, _, reason = note.partition(": ")
+        notes[:] = [n for n in notes if not reason or not n.endswith(reason)]
+        notes.append(note)

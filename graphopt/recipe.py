@@ -10,8 +10,9 @@
     use = "quantize-static"
     observer = "mse"
 
-``use`` is a registered pass or ``package.module:function``. ``[[pass]] repeat = 4`` with ``[[pass.pass]]`` entries
-repeats those until nothing changes. Paths are relative to the recipe.
+``use`` is a registered pass, or ``package.module:name`` or ``file.py:name`` of a Pass class or of a foreign callable.
+``[[pass]] repeat = 4`` with ``[[pass.pass]]`` entries repeats those until nothing changes. Paths are relative to the
+recipe.
 """
 
 from __future__ import annotations
@@ -20,18 +21,41 @@ import dataclasses
 import difflib
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphopt.base import Gates, Pass, Repeat
+from graphopt.base import VERIFY, Gates, Pass, Repeat
 from graphopt.errors import InputError
-from graphopt.foreign import ForeignPass, foreign, kind_of, resolve
-from graphopt.registry import create
+from graphopt.foreign import ForeignPass, foreign, resolve
+from graphopt.registry import available, build, create, is_pass
+from graphopt.user_code import spelled
 
 MAX_REPEAT = 32
 
-_KEYS = ("model", "output", "data", "eval-data", "metric", "target", "verify", "seed", "this-cpu", "gates", "pass")
+_TYPES = {
+    "model": str,
+    "output": str,
+    "data": str,
+    "eval-data": str,
+    "metric": str,
+    "target": str,
+    "verify": str,
+    "seed": int,
+    "this-cpu": bool,
+    "gates": dict,
+    "pass": list,
+}
+_GATES = {"max-drop": str, "min-sqnr": float, "min-speedup": float, "max-size": str, "certify": bool}
+_WORDS = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    float: "a number",
+    dict: "a table",
+    list: "a list of tables: write [[pass]]",
+}
 
 
 @dataclass
@@ -59,7 +83,7 @@ def read(source: str | Path) -> Recipe:
     """
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"no such recipe: {path}; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -71,58 +95,93 @@ def read(source: str | Path) -> Recipe:
 
 
 def parse(text: str, folder: Path | None = None) -> Recipe:
-    """A recipe from TOML text; relative paths are taken from ``folder``."""
+    """A recipe from TOML text; relative paths are taken from ``folder``.
+
+    Raises:
+        InputError: as :func:`read`.
+    """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"not valid TOML: {error}") from error
-    _known(table, _KEYS, "recipe")
-    gates = table.pop("gates", {})
-    known_gates = [f.name.replace("_", "-") for f in dataclasses.fields(Gates)]
-    _known(gates, known_gates, "[gates]")
+    table = _checked(table, _TYPES, "the recipe")
+    gates = _checked(table.pop("gates", {}), _GATES, "[gates]")
     steps = table.pop("pass", [])
-    if not isinstance(steps, list):
-        raise InputError("'pass' must be a list of tables: write [[pass]]")
+    if table.get("verify", "end") not in VERIFY:
+        raise InputError(f"verify is '{table['verify']}'; one of {', '.join(VERIFY)}")
     for key in ("model", "output", "data", "eval-data"):
-        value = table.get(key)
-        if isinstance(value, str) and folder is not None and not value.startswith("random") and value != "-":
-            table[key] = str(folder / value)
-    metric = table.get("metric")
-    if isinstance(metric, str) and ".py:" in metric and folder is not None:
-        table["metric"] = str(folder / metric)
+        if key in table and not _no_path(table[key]):
+            table[key] = _beside(folder, table[key])
+    if ".py:" in table.get("metric", ""):
+        table["metric"] = _beside(folder, table["metric"])
     return Recipe(
-        passes=tuple(_step(step, folder) for step in steps),
+        passes=tuple(_step(step, folder, f"pass {index}") for index, step in enumerate(steps, 1)),
         gates=Gates(**{k.replace("-", "_"): v for k, v in gates.items()}),
         **{k.replace("-", "_"): v for k, v in table.items()},
     )
 
 
-def _known(table: dict[str, Any], keys: list[str] | tuple[str, ...], where: str) -> None:
-    for key in table:
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(keys)}"
+def _no_path(text: str) -> bool:
+    return text in ("-", "random") or text.startswith("random:")
+
+
+def _beside(folder: Path | None, text: str) -> str:
+    return text if folder is None else str(folder / text)
+
+
+def _checked(table: dict[str, Any], types: dict[str, type], where: str) -> dict[str, Any]:
+    """The table, its keys known and its values of the right type; numbers stand for text where a gate takes both."""
+    done: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in types:
+            near = difflib.get_close_matches(key, types, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(types)}"
             raise InputError(f"unknown key '{key}' in {where}; {hint}")
+        kind, number = types[key], isinstance(value, (int, float)) and not isinstance(value, bool)
+        if key in ("max-drop", "max-size") and number:
+            value = repr(value)  # max-drop = 0.01
+        elif not (type(value) is kind or (kind is float and number)):
+            raise InputError(f"'{key}' in {where} is {value!r}; it must be {_WORDS[kind]}")
+        done[key] = value
+    return done
 
 
-def _step(step: dict[str, Any], folder: Path | None) -> Pass | Repeat:
-    options = dict(step)
-    if "repeat" in options:
-        _known(options, ("repeat", "pass"), "a repeat")
-        times = options["repeat"]
-        if not isinstance(times, int) or not 1 <= times <= MAX_REPEAT:
-            raise InputError(f"repeat = {times!r}; it must be a whole number from 1 to {MAX_REPEAT}")
-        inner = tuple(_step(s, folder) for s in options.get("pass", []))
-        return Repeat(tuple(p for p in inner if isinstance(p, Pass)), times)
+def _step(step: Any, folder: Path | None, where: str) -> Pass | Repeat:
+    if not isinstance(step, dict):
+        raise InputError(f"{where} is {step!r}, not a table; write [[pass]]")
+    if "repeat" not in step:
+        return _pass(dict(step), folder, where)
+    table = _checked(step, {"repeat": int, "pass": list}, f"{where} (a repeat)")
+    times, inner = table["repeat"], table.get("pass", [])
+    if not 1 <= times <= MAX_REPEAT:
+        raise InputError(f"'repeat' in {where} is {times}; it must be a whole number from 1 to {MAX_REPEAT}")
+    if not inner:
+        raise InputError(f"the repeat in {where} holds no passes; add [[pass.pass]] tables")
+    passes: list[Pass] = []
+    for index, item in enumerate(inner, 1):
+        made = _step(item, folder, f"{where}.{index}")
+        if isinstance(made, Repeat):
+            raise InputError(f"{where}.{index} is a repeat within a repeat; list its passes instead")
+        passes.append(made)
+    return Repeat(tuple(passes), times)
+
+
+def _pass(options: dict[str, Any], folder: Path | None, where: str) -> Pass:
     use = options.pop("use", None)
     if not isinstance(use, str):
-        raise InputError("a [[pass]] has no 'use'; write e.g. use = \"fold-constants\"")
+        raise InputError(f"{where} has no 'use'; write e.g. use = \"fold-constants\"")
     if ":" not in use:
         return create(use, options)
-    _known(options, ("view", "contract"), f"pass '{use}' (a foreign callable)")
-    function = resolve(use, folder)
-    wrapped = foreign(function, view=options.get("view"), contract=options.get("contract", "exact"))
-    return ForeignPass(use, options.get("view") or kind_of(function), wrapped.contract, function)
+    if ".py:" in use:
+        use = _beside(folder, use)
+    found = resolve(use)
+    if is_pass(found):
+        return build(found, use, options)
+    options = _checked(options, {"view": str, "contract": str}, f"pass '{use}' (a foreign callable)")
+    try:
+        return foreign(found, use=use, **options)
+    except ValueError as error:
+        raise InputError(f"pass '{use}': {error}") from error
 
 
 def write(recipe: Recipe) -> str:
@@ -140,20 +199,19 @@ def write(recipe: Recipe) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _lines(step: Pass | Repeat, table: str) -> list[str]:
+def _lines(step: Pass | Repeat, table: str) -> Sequence[str]:
     if isinstance(step, Repeat):
-        lines = [f"[[{table}]]", f"repeat = {step.times}"]
-        for inner in step.passes:
-            lines += _lines(inner, f"{table}.pass")
-        return lines
+        inner = [line for item in step.passes for line in _lines(item, f"{table}.pass")]
+        return [f"[[{table}]]", f"repeat = {step.times}", *inner]
+    return [f"[[{table}]]", f"use = {_toml(_use(step))}", *(f"{k} = {_toml(v)}" for k, v in step.options().items())]
+
+
+def _use(step: Pass) -> str:
+    """A registered name where there is one, else where the class is."""
     if isinstance(step, ForeignPass):
-        return [
-            f"[[{table}]]",
-            f"use = {_toml(step.use)}",
-            f"view = {_toml(step.view)}",
-            f"contract = {_toml(step.contract)}",
-        ]
-    return [f"[[{table}]]", f"use = {_toml(step.name)}", *(f"{k} = {_toml(v)}" for k, v in step.options().items())]
+        return step.use
+    where = f"{type(step).__module__}:{type(step).__qualname__}"
+    return step.name if available().get(step.name) == where else spelled(type(step)) or where
 
 
 def _toml(value: Any) -> str:
@@ -163,4 +221,5 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(str(value), ensure_ascii=False)  # JSON strings are TOML basic strings
+    # JSON strings are TOML basic strings, but for one control character that JSON leaves alone.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

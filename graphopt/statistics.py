@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
 
 MANTISSA_BITS = 5
 BIN_COUNT = 1 << (1 + 8 + MANTISSA_BITS)
-SAMPLED = 1 << 16
-"""Elements per sample that reach the histogram; a larger tensor is thinned by a fixed stride."""
+SAMPLED = 1 << 14
+"""Elements per sample that reach the histogram; a larger tensor is thinned, see :func:`_thinned`."""
 
-_FLUSH = 1 << 16
+_RUN = 16  # elements taken in a row: one cache line, of which a single element would cost as much
+_WAITING = 2 * SAMPLED
+_FLOAT32 = np.dtype("<f4")
+_INFINITE = 255 << MANTISSA_BITS
 
 
 def bin_edges() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -60,40 +65,38 @@ class ValueStatistics:
         return self.total / self.count if self.count else 0.0
 
     def update(self, array: NDArray[Any], samples: int = 1) -> None:
-        """Add one array; ``samples`` is how many samples its leading axis stacks (1: the whole is one sample)."""
+        """Add one array of floats; ``samples`` is how many samples its leading axis stacks (1: the whole is one)."""
         if array.size == 0:
             return
-        if array.dtype != np.float32:
-            array = array.astype(np.float32)
-        low, high = float(array.min()), float(array.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
+        low, high = float(array.min()), float(array.max())  # a NaN anywhere makes both NaN
+        if np.isfinite(low) and np.isfinite(high):
+            self.count += array.size
+        else:
             finite = array[np.isfinite(array)]
             self.nonfinite += array.size - finite.size
-            if finite.size == 0:
-                return
-            # Thinning by position would no longer mean the same elements, so such a sample is counted whole.
-            self._add(finite, float(finite.min()), float(finite.max()), finite)
-            return
-        self._add(array, low, high, _thinned(array, samples))
-
-    def _add(self, array: NDArray[Any], low: float, high: float, thinned: NDArray[Any]) -> None:
-        self.count += array.size
+            self.count += finite.size
+            low, high = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self.total += float(array.sum(dtype=np.float64 if array.size < 4096 else np.float32))
-        if self.histogram is None:
-            return
-        if thinned.dtype.byteorder not in "=<|":
-            thinned = thinned.astype("<f4")
-        codes = np.ascontiguousarray(thinned).reshape(-1).view(np.uint16)[1::2]
-        if codes.size >= _FLUSH // 4:
-            self._count(codes)
-            return
-        # Small tensors wait for each other: a bincount pays for all its bins however few elements come.
+        if array.dtype.itemsize > 4:
+            # The histogram holds what a float32 can; beyond that lie masks, which any end of the scale serves.
+            limit = np.finfo(np.float32).max
+            array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
+        array = array.astype(_FLOAT32, copy=False)
+        self.total += _sum(array)
+        if self.histogram is not None:
+            self._wait(_thinned(array, samples))
+
+    def _wait(self, thinned: NDArray[Any]) -> None:
+        """Small arrays wait for each other: a bincount pays for all its bins however few elements come."""
+        codes = thinned.view(np.uint16)[..., 1::2]  # the upper half: sign, exponent, seven bits of the mantissa
         if self._codes is None:
-            self._codes = np.empty(_FLUSH // 2, np.uint16)
-        if self._filled + codes.size > self._codes.size:
+            self._codes = np.empty(_WAITING, np.uint16)
+        if self._filled + codes.size > _WAITING:
             self.flush()
-        self._codes[self._filled : self._filled + codes.size] = codes
+        if codes.size > _WAITING:  # many samples at once
+            self._count(codes.reshape(-1))
+            return
+        self._codes[self._filled : self._filled + codes.size].reshape(codes.shape)[...] = codes
         self._filled += codes.size
 
     def flush(self) -> None:
@@ -104,10 +107,18 @@ class ValueStatistics:
 
     def _count(self, codes: NDArray[np.uint16]) -> None:
         assert self.histogram is not None
-        self.histogram += np.bincount(codes >> (7 - MANTISSA_BITS), minlength=BIN_COUNT)
+        counts = np.bincount(codes >> (7 - MANTISSA_BITS), minlength=BIN_COUNT)
+        counts.reshape(2, -1)[:, _INFINITE:] = 0  # infinities and NaNs, known by their exponent, are skipped
+        self.histogram += counts
 
     def merge(self, other: ValueStatistics) -> None:
-        """Add what ``other`` saw; the result equals one sweep over both."""
+        """Add what ``other`` saw; the result equals one sweep over both.
+
+        Raises:
+            ValueError: only one of the two has a histogram.
+        """
+        if (self.histogram is None) != (other.histogram is None):
+            raise ValueError("only one of the two sweeps has histograms; collect both alike")
         self.flush()
         other.flush()
         self.count += other.count
@@ -118,17 +129,35 @@ class ValueStatistics:
             self.histogram = self.histogram + other.histogram
 
 
-def _thinned(array: NDArray[Any], samples: int) -> NDArray[Any]:
-    """At most about :data:`SAMPLED` elements of each sample, by element index within the sample.
+def _sum(array: NDArray[np.float32]) -> float:
+    """In float32, whose pairwise summation is close enough and three times faster; in float64 where that overflows or
+    meets a NaN."""
+    with np.errstate(all="ignore"):
+        total = float(array.sum(dtype=np.float64 if array.size < 4096 else np.float32))
+    return total if np.isfinite(total) else float(array.sum(dtype=np.float64, where=np.isfinite(array)))
 
-    So batch size and order of samples do not matter.
+
+def _thinned(array: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """[samples, runs, 16] (or the whole, where that is not more than :data:`SAMPLED` elements per sample).
+
+    Chosen by element index within the sample alone, so batch size and order of samples do not matter.
     """
-    if samples > 1 and array.ndim and array.shape[0] % samples == 0:
-        rows = array.reshape(samples, -1)
-    else:
-        rows = array.reshape(1, -1)
-    stride = -(-rows.shape[1] // SAMPLED)
-    return rows if stride == 1 else rows[:, :: stride | 1]  # an odd stride: an even one could always hit one channel
+    rows = np.ascontiguousarray(array).reshape(samples, -1)
+    if rows.shape[1] <= SAMPLED:
+        return rows
+    step = _RUN * _stride(rows.shape[1])
+    runs = rows.shape[1] // step
+    return rows[:, : runs * step].reshape(samples, runs, step)[:, :, :_RUN]
+
+
+@cache
+def _stride(size: int) -> int:
+    """The smallest stride that leaves :data:`SAMPLED` elements or fewer and has no divisor in common with any dim, or
+    else it would keep hitting the same channels or columns."""
+    stride = -(-size // SAMPLED)
+    while gcd(stride, size) > 1:
+        stride += 1
+    return stride
 
 
 @dataclass
@@ -171,30 +200,42 @@ def collect(
     result = Statistics({n: ValueStatistics(np.zeros(BIN_COUNT, np.int64) if histograms else None) for n in names})
     iterator = iter(feeds)
     first = next(iterator, None)
-    if first is None or not names:
+    if first is None or not result.values:
         return result
-    chunks = tap_chunks(model, names, first, cap=cap, threads=threads)
+    given = [n for n in result.values if n in first]
+    inner = [n for n in result.values if n not in first]
+    chunks = tap_chunks(model, inner, first, cap=cap, threads=threads) or [[]]
     for number, chunk in enumerate(chunks):
-        session = Session(model, taps=chunk, threads=threads, outputs=False)
+        session = Session(model, taps=chunk, threads=threads, outputs=False, permuted=True) if chunk else None
         source: Iterator[Mapping[str, NDArray[Any]]] = chain([first], iterator) if number == 0 else iter(feeds)
-        for index, feed in enumerate(source):
-            outputs = session.run(feed, chunk)
+        done = 0
+        for feed in source:
             batch = _batch(feed)
-            for name in chunk:
-                array = outputs[name]
-                if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-                    result.values[name].update(array, batch if array.ndim and array.shape[0] == batch else 1)
-            result.runs += 1
             if number == 0:
-                result.samples += batch
+                _add(result.values, given, feed, batch)
+            if session is not None:
+                _add(result.values, chunk, session.run(feed, chunk), batch)
+                result.runs += 1
+            done += batch
             if progress is not None:
-                progress(number * (index + 1) // len(chunks) if len(chunks) > 1 else index + 1)
+                progress((number * result.samples + done) // len(chunks))
+        result.samples = done
     for value in result.values.values():
         value.flush()
     return result
 
 
+def _add(
+    values: Mapping[str, ValueStatistics], names: Sequence[str], arrays: Mapping[str, NDArray[Any]], batch: int
+) -> None:
+    """A function of its own, so that one run's arrays are gone before the next run needs their memory."""
+    for name in names:
+        array = arrays[name]
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+            values[name].update(array, batch if array.ndim and array.shape[0] == batch else 1)
+
+
 def _batch(feed: Mapping[str, NDArray[Any]]) -> int:
     """The samples stacked in one feed: the leading dim, where all inputs agree on it."""
     leading = {a.shape[0] if a.ndim else 1 for a in feed.values()}
-    return leading.pop() if len(leading) == 1 else 1
+    return max(leading.pop(), 1) if len(leading) == 1 else 1

@@ -10,14 +10,15 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from graphopt.errors import InputError
-from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, to_proto, weight_bytes
+from graphopt.external import shown
+from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, weight_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,137 +26,181 @@ if TYPE_CHECKING:
 INLINE_LIMIT = PROTO_LIMIT - 64 * 2**20
 """Weight bytes above which a data file is used unasked; the margin is for the graph itself."""
 
-_ALIGNMENT = 4096
+_PAGE = 4096
 _SMALL = 1024
 
 
 def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> list[Path]:
     """Write ``model`` to ``path`` (``"-"``: standard output) atomically; ``path`` may be the file it came from.
 
-    ``external`` puts weights into ``<stem>.<hash>.data`` beside it; None does so where the model came that way or is
+    ``external`` puts weights into ``<name>.<hash>.data`` beside it; None does so where the model came that way or is
     too large for one file. Returns the files written.
 
     Raises:
         InputError: the folder is missing, not writable, or the disk is full; nothing was changed then.
+        ModelError: it is too large for one file, and ``external`` is False or the output no file.
     """
     if str(path) == "-":
-        sys.stdout.buffer.write(to_bytes(model))
-        sys.stdout.buffer.flush()
-        return []
-    target = Path(os.path.realpath(path))  # a symlinked output stays a link, its target is replaced
-    if target.is_dir():
-        raise InputError(f"{path} is a folder; name the output file, e.g. {Path(path) / 'model.onnx'}")
-    if not target.parent.is_dir():
-        raise InputError(f"the folder of {path} does not exist; make it first: mkdir -p {target.parent}")
+        return _stream(model, None)
+    where = shown(str(path))
+    try:
+        target = Path(os.path.realpath(path))  # a symlinked output stays a link, its target is replaced
+        if target.is_dir():
+            raise InputError(f"{where} is a folder; name the output file, e.g. {shown(str(Path(path) / 'model.onnx'))}")
+        if target.exists() and not target.is_file():  # /dev/null and the like: a rename would replace the device
+            return _stream(model, target)
+        if not target.parent.is_dir():
+            raise InputError(
+                f"the folder of {where} does not exist; make it first: mkdir -p {shown(str(target.parent))}"
+            )
+        before = _data_files(target)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {where}: {reason}; nothing was changed, choose another path") from error
     if external is None:
         external = is_external(model) or weight_bytes(model) > INLINE_LIMIT
-    before = _data_files(target)
-    written: list[Path] = []
+    return _commit(model, target, where, before, external=external)
+
+
+def _commit(model: ir.Model, target: Path, where: str, before: set[Path], *, external: bool) -> list[Path]:
+    data: Path | None = None
+    existed = True
     try:
         if external:
-            model, data = _write_data(model, target)
-            written.append(data)
+            model, data, existed = _write_data(model, target)
+        content = to_bytes(model)
         with _replacing(target) as stream:
-            stream.write(to_proto(model).SerializeToString(deterministic=True))
+            stream.write(content)
+    except BaseException as error:
+        if data is not None and not existed:
+            data.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise InputError(
+                f"cannot write {where}: {reason}; nothing was changed, make room or choose another path"
+            ) from error
+        raise
+    for old in before - {data}:
+        with contextlib.suppress(OSError):  # mapped on Windows: it stays, and the new model is whole all the same
+            old.unlink()
+    return [target] if data is None else [target, data]
+
+
+def _stream(model: ir.Model, device: Path | None) -> list[Path]:
+    """To standard output, or to something that is no file and so cannot be replaced atomically."""
+    content = to_bytes(model)
+    try:
+        if device is None:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        else:
+            with device.open("wb") as stream:
+                stream.write(content)
     except OSError as error:
-        for file in written:
-            if file not in before:
-                file.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
-    for old in before:
-        if old not in written:
-            with contextlib.suppress(OSError):  # mapped on Windows: it stays, and the new model is whole all the same
-                old.unlink()
-    return [target, *written]
+        where = "standard output" if device is None else shown(str(device))
+        raise InputError(f"cannot write to {where}: {error.strerror or error}; write to a file") from error
+    return []
 
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[IO[bytes]]:
     """A temporary file beside ``target`` that takes its place once it is complete and on disk."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
+    with _temporary(target.parent) as (temporary, stream):
+        yield stream
+        stream.flush()
+        _keep_mode(target, stream.fileno())
+        os.fsync(stream.fileno())
+        stream.close()
+        temporary.replace(target)
+        _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A new file in ``folder``, gone at the end unless it was renamed; its mode is what the umask makes of it."""
+    temporary = folder / f".graphopt-{secrets.token_hex(8)}.tmp"  # short: a model's name may be as long as names can be
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(temporary, flags, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        _copy_mode(target, temporary)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
+            yield temporary, stream
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def _copy_mode(target: Path, temporary: Path) -> None:
-    if target.exists():
-        mode = target.stat().st_mode & 0o7777
-    else:
-        umask = os.umask(0)
-        os.umask(umask)
-        mode = 0o666 & ~umask
-    with contextlib.suppress(OSError):
-        temporary.chmod(mode)
+def _keep_mode(target: Path, descriptor: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # no file there yet; no fchmod on Windows
+        os.fchmod(descriptor, target.stat().st_mode & 0o777)
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there; the rename is durable with the file
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse; the rename itself has happened
-    finally:
-        os.close(descriptor)
+    """Make renames durable. They have happened already, so a refusal (network file systems, Windows) is no failure."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _write_data(model: ir.Model, target: Path) -> tuple[ir.Model, Path]:
-    """The weights of at least 1 kB into their own file; returns a clone that points there."""
+def _write_data(model: ir.Model, target: Path) -> tuple[ir.Model, Path | None, bool]:
+    """The weights of at least 1 kB into their own file.
+
+    Returns a clone that points there, the file (None where no weight is that large), and whether that very file was
+    there already.
+    """
     import onnx_ir as ir
 
     light = clone(model)
     digest = hashlib.sha256()
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
     placed: list[tuple[ir.Value, int, int]] = []
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            for graph in light.graphs():
-                for value in graph.initializers.values():
-                    tensor = value.const_value
-                    if tensor is None or tensor.nbytes < _SMALL or tensor.dtype.is_string():
-                        continue
-                    padding = b"\0" * (-stream.tell() % _ALIGNMENT)
-                    stream.write(padding)
-                    offset = stream.tell()
-                    buffer = tensor_buffer(tensor)
-                    for part in (padding, buffer):
-                        digest.update(part)
-                    stream.write(buffer)
-                    placed.append((value, offset, tensor.nbytes))
-            stream.flush()
-            os.fsync(stream.fileno())
-        data = target.with_name(f"{target.stem}.{digest.hexdigest()[:12]}.data")
-        _copy_mode(data, temporary)
+    with _temporary(target.parent) as (temporary, stream):
+        position = 0
+        for graph in light.graphs():
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < _SMALL or tensor.dtype.is_string():
+                    continue
+                buffer = memoryview(tensor_buffer(tensor))
+                # Large weights start on a page, so that runtimes can map them; small ones would be mostly padding.
+                padding = b"\0" * (-position % (_PAGE if len(buffer) >= 16 * _PAGE else 64))
+                for part in (padding, buffer):
+                    digest.update(part)
+                    stream.write(part)
+                placed.append((value, position + len(padding), len(buffer)))
+                position += len(padding) + len(buffer)
+        if not placed:
+            return model, None, True
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        # The whole name, not the stem: m.onnx and m.opt must not remove each other's data.
+        data = target.with_name(f"{target.name}.{digest.hexdigest()[:12]}.data")
+        existed = data.exists()
         temporary.replace(data)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        _sync_folder(data.parent)
     for value, offset, length in placed:
         tensor = value.const_value
         assert tensor is not None
         value.const_value = ir.ExternalTensor(
-            data.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
+            data.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=value.name or "",
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
         )
-    return light, data
+    return light, data, existed
 
 
 def _data_files(target: Path) -> set[Path]:
     """Data files that an earlier save of ours put beside ``target`` and that its present content uses."""
     import onnx
 
-    ours = re.compile(re.escape(target.stem) + r"\.[0-9a-f]{12}\.data")
+    ours = re.compile(re.escape(target.name) + r"\.[0-9a-f]{12}\.data")
     if not any(ours.fullmatch(file.name) for file in target.parent.iterdir()):
         return set()
     try:
@@ -167,6 +212,6 @@ def _data_files(target: Path) -> set[Path]:
         for graph in graphs(proto)
         for tensor in graph.initializer
         for entry in tensor.external_data
-        if entry.key == "location"
+        if entry.key == "location" and isinstance(entry.value, str)
     }
     return {target.with_name(name) for name in names if ours.fullmatch(name)}

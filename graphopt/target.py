@@ -56,9 +56,13 @@ def get_target(name: str) -> Target:
     for target in targets().values():
         if wanted == target.name or wanted in target.aliases:
             return target
-    near = difflib.get_close_matches(wanted, targets(), n=1)
+    names = {known: t.name for t in targets().values() for known in (t.name, *t.aliases)}
+    near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known targets: {', '.join(targets())}"
     raise InputError(f"unknown target '{name}'; {hint}")
+
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,8 @@ def this_cpu() -> Cpu:
     """What /proc/cpuinfo (or the platform) tells; an x86 that tells nothing is taken to saturate."""
     flags: set[str] = set()
     name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+    if CPUINFO.is_file():
+        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 name = value.strip()

@@ -15,7 +15,7 @@ import numpy as np
 
 from graphopt.data import legal_random
 from graphopt.errors import RuntimeFailure
-from graphopt.graph import constant, is_op, nodes
+from graphopt.graph import attribute, constant, is_op, nodes
 from graphopt.model import ValueSpec, interface
 from graphopt.session import Session
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, NDArray[Any]]
 
 NOISE_FACTOR = 4.0
+NOISE_FLOOR = 1e-6
+"""Of an output's largest value: what no float32 model is expected to keep."""
 RANDOM_OPS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -65,11 +67,15 @@ class OutputDifference:
         return self._dot / norm if norm else 1.0 if self._noise == 0 else 0.0
 
     def add(self, a: Any, b: Any) -> None:
-        """One sample's values of this output."""
-        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
-            if not _same_structure(a, b):
-                self.mismatch = self.mismatch or "a sequence, map or optional output differs"
+        """One sample's values of this output; the parts of a sequence or map count as one output together."""
+        if isinstance(a, (list, dict)) or isinstance(b, (list, dict)) or a is None or b is None:
+            if type(a) is not type(b) or _keys(a) != _keys(b):
+                self.mismatch = self.mismatch or "a sequence, map or optional output has other parts"
+                return
+            for key in _keys(a):
+                self.add(a[key], b[key])
             return
+        a, b = np.asarray(a), np.asarray(b)
         if a.dtype != b.dtype or a.shape != b.shape:
             self.mismatch = self.mismatch or f"{b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}"
             return
@@ -79,23 +85,25 @@ class OutputDifference:
             if not np.array_equal(a, b):
                 self.mismatch = self.mismatch or "values of a non-numeric output differ"
             return
-        self._numbers(a.astype(np.float64), b.astype(np.float64))
+        self._numbers(a, b)
 
-    def _numbers(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    def _numbers(self, a: NDArray[Any], b: NDArray[Any]) -> None:
+        difference = _distance(a, b)
+        a, b = a.astype(np.float64), b.astype(np.float64)
         self._count_rows(a, b)
         odd = ~np.isfinite(a) | ~np.isfinite(b)
         if odd.any():
             if not np.array_equal(a[odd], b[odd], equal_nan=True):
                 self.mismatch = self.mismatch or "NaN or Inf in other places"
-            a, b = a[~odd], b[~odd]
+            a, b, difference = a[~odd], b[~odd], difference[~odd]
             if a.size == 0:
                 return
-        difference = np.abs(a - b)
         self.max_abs = max(self.max_abs, float(difference.max()))
         self.scale = max(self.scale, float(np.abs(a).max()))
         nonzero = a != 0
         if nonzero.any():
-            self.max_rel = max(self.max_rel, float((difference[nonzero] / np.abs(a[nonzero])).max()))
+            with np.errstate(over="ignore"):  # a denormal may be infinitely wrong
+                self.max_rel = max(self.max_rel, float((difference[nonzero] / np.abs(a[nonzero])).max()))
         self._signal += float(np.vdot(a, a))
         self._other += float(np.vdot(b, b))
         self._noise += float(np.vdot(difference, difference))
@@ -123,14 +131,18 @@ class OutputDifference:
         }
 
 
-def _same_structure(a: Any, b: Any) -> bool:
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(_same_structure(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same_structure(v, b[k]) for k, v in a.items())
-    if isinstance(a, (np.ndarray, float)) and isinstance(b, (np.ndarray, float)):
-        return bool(np.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True))
-    return bool(a == b)
+def _keys(value: Any) -> list[Any]:
+    """The places of a sequence or map; none of what is absent."""
+    return list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+
+
+def _distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """|a - b|; 64-bit integers are subtracted as such, since float64 cannot tell neighbours above 2^53 apart."""
+    if a.dtype.kind in "iu" and a.dtype.itemsize == 8:
+        wrapped = a.astype(np.uint64), b.astype(np.uint64)
+        return np.where(a > b, wrapped[0] - wrapped[1], wrapped[1] - wrapped[0]).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # Inf - Inf: told apart by the caller
+        return np.abs(a.astype(np.float64) - b.astype(np.float64))
 
 
 @dataclass
@@ -179,11 +191,8 @@ def compare_sessions(
         before = a.run(feed, names)
         after = b.run(feed, [n for n in names if n not in missing])
         if count == 0:
-            again = a.run(feed, names)
-            for name in names:
-                probe = OutputDifference(name)
-                probe.add(before[name], again[name])
-                differences[name].nondeterministic = probe._noise > 0 or probe.mismatch is not None
+            for name in unstable(a, feed, names):
+                differences[name].nondeterministic = True
         for name, value in after.items():
             differences[name].add(before[name], value)
         count += 1
@@ -195,89 +204,128 @@ def compare_sessions(
     return Comparison(list(differences.values()), count, notes)
 
 
+def unstable(session: Session, feed: Feeds, names: Sequence[str] | None = None) -> set[str]:
+    """The outputs that differ between two runs on the same feed."""
+    first, second = session.run(feed, names), session.run(feed, names)
+    found: set[str] = set()
+    for name, value in first.items():
+        probe = OutputDifference(name)
+        probe.add(value, second[name])
+        if probe.max_abs > 0 or probe.mismatch is not None:
+            found.add(name)
+    return found
+
+
 def output_noise(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None = None) -> dict[str, float]:
     """How far the model's own outputs move for no good reason, per output, as max abs difference times four.
 
-    The larger of: optimizations on against off, and float inputs moved by one unit in the last place.
+    The larger of: optimizations on against off, and float inputs moved by one unit in the last place; for float
+    outputs at least a millionth (or one unit in the last place) of their largest value. Infinite where NaN, Inf or the
+    shape change by that alone.
 
     Raises:
         RuntimeFailure: the model does not run.
     """
+    each = noise_by_feed(model, feeds, threads=threads)
+    return {name: max(noise[name] for noise in each) for name in each[0]} if each else {}
+
+
+def noise_by_feed(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None = None) -> list[dict[str, float]]:
+    """:func:`output_noise` of each feed by itself."""
     plain = Session(model, optimize=False, threads=threads)
     optimized = Session(model, threads=threads)
-    noise: dict[str, float] = dict.fromkeys(plain.output_names, 0.0)
+    found: list[dict[str, float]] = []
     for feed in feeds:
         reference = plain.run(feed)
-        moved = {
-            k: np.nextafter(v, np.asarray(np.inf, v.dtype)) if v.dtype.kind == "f" and v.dtype.itemsize > 1 else v
-            for k, v in feed.items()
-        }
+        moved = {k: np.nextafter(v, np.asarray(np.inf, v.dtype)) if v.dtype.kind == "f" else v for k, v in feed.items()}
+        noise = dict.fromkeys(reference, 0.0)
         for other in (optimized.run(feed), plain.run(moved)):
             for name, value in other.items():
                 probe = OutputDifference(name)
                 probe.add(reference[name], value)
-                noise[name] = max(noise[name], probe.max_abs, 1e-6 * probe.scale)
-    return {name: NOISE_FACTOR * value for name, value in noise.items()}
+                own = math.inf if probe.mismatch is not None else probe.max_abs
+                noise[name] = max(noise[name], own, _floor(reference[name]) * probe.scale)
+        found.append({name: NOISE_FACTOR * value for name, value in noise.items()})
+    return found
 
 
-def exact_violation(comparison: Comparison, noise: Mapping[str, float], dtypes: Mapping[str, bool]) -> str | None:
-    """Why B is not an exact rewrite of A, or None. ``dtypes``: output name -> whether it is floating point."""
+def _floor(value: Any) -> float:
+    if not isinstance(value, np.ndarray):
+        return NOISE_FLOOR
+    return max(NOISE_FLOOR, float(np.finfo(value.dtype).eps)) if value.dtype.kind == "f" else 0.0
+
+
+def exact_violation(comparison: Comparison, noise: Mapping[str, float]) -> str | None:
+    """Why B is not an exact rewrite of A, or None.
+
+    Integers and booleans have no noise, unless the model itself cannot tell (an arg max of ties, say); nothing can be
+    said of an output whose noise is infinite.
+    """
     for output in comparison.outputs:
         if output.nondeterministic:
             continue
-        if output.mismatch is not None:
+        allowed = noise.get(output.name, 0.0)
+        if output.mismatch is not None and not math.isinf(allowed):
             return f"output '{output.name}': {output.mismatch}"
-        allowed = noise.get(output.name, 0.0) if dtypes.get(output.name, True) else 0.0
         if output.max_abs > allowed:
             return f"output '{output.name}': max abs diff {output.max_abs:.3g}, the model's own noise is {allowed:.3g}"
     return None
 
 
 def random_feeds(
-    model: ir.Model, count: int = 2, *, seed: int = 0, batch: int | None = None
+    model: ir.Model, count: int = 2, *, seed: int = 0, batch: int | None = None, size: int | None = None
 ) -> list[dict[str, NDArray[Any]]]:
     """Legal random feeds: ids stay within the table that gathers from them, masks are 0 or 1.
 
-    ``batch`` sets a symbolic leading dim, to try a second shape.
+    ``batch`` sets a symbolic leading dim, wherever its name stands, and ``size`` the other symbolic dims, to try other
+    shapes than the usual ones.
     """
     inputs, _ = interface(model)
     bounds = _input_bounds(model, inputs)
-    if batch is not None:
-        inputs = tuple(
-            ValueSpec(
-                i.name, i.dtype, (batch, *i.shape[1:]) if i.shape and not isinstance(i.shape[0], int) else i.shape
-            )
-            for i in inputs
-        )
+    named = {i.shape[0] for i in inputs if i.shape and isinstance(i.shape[0], str)}
+
+    def sized(axis: int, dim: int | str | None) -> int | str | None:
+        if isinstance(dim, int):
+            return dim
+        return (batch if dim in named or axis == 0 else size) or dim
+
+    inputs = tuple(
+        ValueSpec(i.name, i.dtype, tuple(sized(*item) for item in enumerate(i.shape)) if i.shape else i.shape)
+        for i in inputs
+    )
+    masks = {i.name for i in inputs if _is_mask(i) and i.dtype is not None and i.dtype.kind == "f"}
     dataset = legal_random(inputs, seed=seed, n=count, bounds=bounds)
-    return [dict(sample) for sample in dataset]
+    return [{k: np.rint(v) if k in masks else v for k, v in sample.items()} for sample in dataset]
+
+
+def _is_mask(spec: ValueSpec) -> bool:
+    return "mask" in spec.name.casefold() and spec.dtype is not None and spec.dtype.kind in "iuf"
+
+
+_ID_STEPS = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+"""What may stand between an id and the Gather that uses it without changing its value."""
 
 
 def _input_bounds(model: ir.Model, inputs: Sequence[ValueSpec]) -> dict[str, tuple[float, float]]:
-    """Integer inputs that index a constant table get its size as their bound."""
-    bounds: dict[str, tuple[float, float]] = {}
-    for value in model.graph.inputs:
-        if value.name and "mask" in value.name.lower():
-            bounds[value.name] = (0, 1)
+    """Masks get 0 and 1; integer inputs that index a table get its size as their bound."""
+    bounds: dict[str, tuple[float, float]] = {spec.name: (0, 1) for spec in inputs if _is_mask(spec)}
     wanted = {spec.name for spec in inputs if spec.dtype is not None and spec.dtype.kind in "iu"}
     for node in nodes(model):
         if not is_op(node, "Gather", "GatherElements") or len(node.inputs) < 2:
             continue
-        table, index = constant(node.inputs[0]), node.inputs[1]
-        while (
-            index is not None
-            and index.producer() is not None
-            and is_op(index.producer(), "Cast", "Reshape", "Unsqueeze")
-        ):
-            producer = index.producer()
+        table, index = node.inputs[0], node.inputs[1]
+        while index is not None and is_op(producer := index.producer(), *_ID_STEPS):
             assert producer is not None
             index = producer.inputs[0]
         if table is None or index is None or index.name not in wanted:
             continue
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-        size = int(table.shape.numpy()[axis])
-        low, high = bounds.get(index.name, (0, size - 1))
-        bounds[index.name] = (low, min(high, size - 1))
+        tensor = constant(table)
+        shape = tensor.shape if tensor is not None else table.shape
+        axis = attribute(node, "axis", 0)
+        size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+        if isinstance(size, int) and size > 0:
+            low, high = bounds.get(index.name, (0, size - 1))
+            bounds[index.name] = (low, min(high, size - 1))
     return bounds
 
 

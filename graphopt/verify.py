@@ -2,115 +2,248 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import shutil
 import tempfile
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
-from graphopt.base import Context, Pass, Repeat
+from graphopt.base import Context, Pass
 from graphopt.data import feeds as to_feeds
-from graphopt.errors import DataError, RuntimeFailure
-from graphopt.model import fingerprint, interface
-from graphopt.session import Session
+from graphopt.errors import InputError, RuntimeFailure
+from graphopt.model import clone, fingerprint, interface
+from graphopt.recipe import Recipe, write
+from graphopt.session import Outputs, Session
 from graphopt.storage import save
-from graphopt.validation import compare_sessions, exact_violation, output_noise, random_feeds
+from graphopt.validation import Comparison, OutputDifference, exact_violation, noise_by_feed, random_feeds, unstable
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
+    Feed = dict[str, NDArray[Any]]
+
 REAL_SAMPLES = 4
+SECOND_BATCH = 3
+OTHER_SIZES = (None, 64, 512)
+"""What symbolic dims are set to, in turn, until the model runs: a window of audio is longer than the usual 8."""
+
+_OVERRIDE = 1.125
+"""What overridable initializers are multiplied by, to see that a caller's own values still count."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Why a candidate is no exact rewrite, and the feed that shows it."""
+
+    reason: str
+    feed: int = 0
 
 
 class Verifier:
-    """Compares candidates with one reference model; the reference's sessions and noise are made once.
+    """Compares candidates with one reference model, whose outputs, noise and feeds are made once.
 
-    Feeds: the first real samples where there is data, else legal random ones; plus random ones at a second batch size
-    where the reference runs at it. ``unable`` says why no comparison is possible (custom operators, say).
+    Feeds: the first real samples where there are any, and legal random ones, at a second batch size where the
+    reference runs at it. ``unable`` says why no comparison is possible (custom operators, say), ``notes`` what had to
+    be left out.
     """
 
     def __init__(self, reference: ir.Model, context: Context) -> None:
         self.unable: str | None = None
+        self.notes: list[str] = []
+        self.feeds: list[Feed] = []
         self.threads = context.threads
-        self.feeds: list[dict[str, NDArray[Any]]] = []
         try:
-            self.session = Session(reference, optimize=False, threads=context.threads)
-            self.feeds, self.description = self._choose(reference, context)
-            self.noise = output_noise(reference, self.feeds, threads=context.threads)
-        except RuntimeFailure as error:
+            plain = Session(reference, optimize=False, threads=context.threads)
+            self.feeds, self.description = _choose(reference, plain, context)
+            self._measure_noise(reference)
+            self.expected = [plain.run(feed) for feed in self.feeds]
+            self.excluded = unstable(plain, self.feeds[0])
+        except (RuntimeFailure, InputError) as error:
             self.unable = str(error)
             return
-        _, outputs = interface(reference)
-        self.floating = {o.name: o.dtype is not None and np.dtype(o.dtype).kind not in "iub" for o in outputs}
-        self.interface = interface(reference)
+        self.signature = _interface(reference)
+        self._say_what_is_left_out()
+        self.overrides = _overrides(reference)
+        if self.overrides:
+            changed = Session(_overridden(reference, self.overrides), optimize=False, threads=context.threads)
+            self.expected_overridden = changed.run(self.feeds[0])
 
-    def _choose(self, model: ir.Model, context: Context) -> tuple[list[dict[str, NDArray[Any]]], str]:
-        inputs, _ = interface(model)
-        if context.data is not None:
-            real = [to_feeds(sample, inputs) for sample in islice(context.data, REAL_SAMPLES)]
-            chosen, text = real, f"{len(real)} real samples"
-        else:
-            chosen = random_feeds(model, 2, seed=context.seed)
-            text = f"{len(chosen)} random inputs"
-        usable = [feed for feed in chosen if self._runs(feed)]
-        if not usable:
-            raise RuntimeFailure(self._why(chosen[0]) if chosen else "there is no input to run it on")
-        second = []
-        with contextlib.suppress(DataError):  # an input that cannot be drawn: real samples have to do
-            second = [f for f in random_feeds(model, 1, seed=context.seed + 1, batch=3) if self._runs(f)]
-        if second and any(f[k].shape != usable[0][k].shape for f in second for k in f):
-            return usable + second, text + " and at a second batch size"
-        return usable, text
+    def _measure_noise(self, reference: ir.Model) -> None:
+        """Noise per output; feeds on which the reference itself is undecided are left out where there are others."""
+        each = noise_by_feed(reference, self.feeds, threads=self.threads)
+        steady = [i for i, noise in enumerate(each) if not any(np.isinf(list(noise.values())))]
+        if 0 < len(steady) < len(each):
+            left = len(each) - len(steady)
+            self.notes.append(f"{left} of {len(each)} inputs left out: NaN, Inf or shapes change there by themselves")
+            self.feeds, each = [self.feeds[i] for i in steady], [each[i] for i in steady]
+        self.noise = {name: max(noise[name] for noise in each) for name in each[0]}
 
-    def _runs(self, feed: dict[str, NDArray[Any]]) -> bool:
-        try:
-            self.session.run(feed)
-        except RuntimeFailure:
-            return False
-        return True
+    def _say_what_is_left_out(self) -> None:
+        self.notes += [f"output '{n}' is non-deterministic in the original: excluded" for n in sorted(self.excluded)]
+        whole = {n for n, v in self.expected[0].items() if isinstance(v, np.ndarray) and v.dtype.kind in "iub"}
+        for name, noise in self.noise.items():
+            if name in self.excluded or (np.isfinite(noise) and (name not in whole or noise == 0)):
+                continue
+            held = f"held to differences of {noise:g} only" if np.isfinite(noise) else "not compared"
+            self.notes.append(
+                f"output '{name}' of the original changes with the runtime's optimizations or the last bit of the "
+                f"input: {held}"
+            )
 
-    def _why(self, feed: dict[str, NDArray[Any]]) -> str:
-        try:
-            self.session.run(feed)
-        except RuntimeFailure as error:
-            return str(error)
-        return "it runs after all"
-
-    def violation(self, candidate: ir.Model) -> str | None:
+    def violation(self, candidate: ir.Model) -> Violation | None:
         """Why ``candidate`` is no exact rewrite of the reference, or None; optimizations off and on."""
-        if [(v.name, v.dtype) for side in interface(candidate) for v in side] != [
-            (v.name, v.dtype) for side in self.interface for v in side
-        ]:
-            return "inputs or outputs have other names or types"
+        if _interface(candidate) != self.signature:
+            return Violation("inputs or outputs have other names or types, or are not to be overridden any more")
+        for optimize in (False, True):
+            found = self._differs(candidate, self.feeds, self.expected, optimize=optimize)
+            if found is not None:
+                return found
+        if self.overrides:
+            changed = _overridden(candidate, self.overrides)
+            found = self._differs(changed, self.feeds[:1], [self.expected_overridden], optimize=False)
+            if found is not None:
+                return Violation(f"where a caller overrides the initializers, {found.reason}")
+        return None
+
+    def _differs(
+        self, candidate: ir.Model, feeds: list[Feed], expected: list[Outputs], *, optimize: bool
+    ) -> Violation | None:
+        index = 0
         try:
-            for optimize in (False, True):
-                session = Session(candidate, optimize=optimize, threads=self.threads)
-                comparison = compare_sessions(self.session, session, self.feeds)
-                found = exact_violation(comparison, self.noise, self.floating)
+            session = Session(candidate, optimize=optimize, threads=self.threads)
+            for index, (feed, outputs) in enumerate(zip(feeds, expected, strict=True)):
+                got = session.run(feed)
+                differences = [OutputDifference(name) for name in outputs if name not in self.excluded]
+                for difference in differences:
+                    difference.add(outputs[difference.name], got[difference.name])
+                found = exact_violation(Comparison(differences, 1), self.noise)
                 if found is not None:
-                    return found
+                    return Violation(found, index)
         except RuntimeFailure as error:
-            return str(error)
+            return Violation(str(error), index)
         return None
 
 
-def write_reproducer(before: ir.Model, pass_: Pass, violation: str, verifier: Verifier) -> Path | None:
-    """A folder with the model before the guilty pass, a recipe that runs just it, and the inputs that show it."""
-    from graphopt.recipe import Recipe, write
+def _choose(model: ir.Model, session: Session, context: Context) -> tuple[list[Feed], str]:
+    """The feeds that the reference runs on, and what to call them."""
+    inputs, _ = interface(model)
+    failures: list[str] = []
 
-    folder = Path(tempfile.gettempdir()) / f"graphopt-repro-{pass_.name}-{fingerprint(before)[:12]}"
+    def usable(feed: Feed) -> bool:
+        try:
+            session.run(feed)
+        except RuntimeFailure as error:
+            failures.append(str(error))
+            return False
+        return True
+
+    def random(count: int, batch: int | None = None) -> list[Feed]:
+        seed = context.seed if batch is None else context.seed + 1
+        for size in OTHER_SIZES:
+            try:
+                made = random_feeds(model, count, seed=seed, batch=batch, size=size)
+            except InputError as error:  # an input that cannot be drawn
+                failures.append(str(error))
+                return []
+            found = [feed for feed in made if usable(feed)]
+            if found:
+                return found
+        return []
+
+    samples = islice(context.data, REAL_SAMPLES) if context.data is not None else ()
+    real = [feed for feed in (to_feeds(sample, inputs) for sample in samples) if usable(feed)]
+    other = random(1 if real else 2)
+    first = next(iter((*real, *other)), None)
+    if first is None:
+        raise RuntimeFailure(failures[0] if failures else "there is no input to run it on")
+    second = random(1, SECOND_BATCH) or [feed for feed in _stacked(real) if usable(feed)]
+    second = [feed for feed in second if any(feed[k].shape != first[k].shape for k in feed)]
+    words = [f"{len(real)} real samples"] if real else []
+    words += [f"{len(other)} random inputs"] if other else []
+    words += ["one input of another batch size"] if second else []
+    return real + other + second, ", ".join(words)
+
+
+def _stacked(feeds: list[Feed]) -> list[Feed]:
+    """The first real samples as one batch, where they fit together."""
+    some = feeds[:SECOND_BATCH]
+    if len(some) < 2 or any(f[k].ndim == 0 or f[k].shape != some[0][k].shape for f in some for k in f):
+        return []
+    return [{k: np.concatenate([f[k] for f in some]) for k in some[0]}]
+
+
+def _interface(model: ir.Model) -> list[Any]:
+    """What a caller sees: names and types on both sides, and which inputs need not be fed."""
+    sides = [[(v.name, v.dtype) for v in side] for side in interface(model)]
+    return [*sides, sorted(v.name or "" for v in model.graph.inputs if v.name in model.graph.initializers)]
+
+
+def _overrides(model: ir.Model) -> dict[str, NDArray[Any]]:
+    """Other values for the float initializers that a caller may override."""
+    found: dict[str, NDArray[Any]] = {}
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if name in model.graph.initializers and value.const_value is not None:
+            array = value.const_value.numpy()
+            if array.dtype.kind == "f":
+                found[name] = (array * _OVERRIDE).astype(array.dtype)
+    return found
+
+
+def _overridden(model: ir.Model, values: dict[str, NDArray[Any]]) -> ir.Model:
+    changed = clone(model)
+    for name, array in values.items():
+        changed.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    return changed
+
+
+def edited(model: ir.Model, before: ir.Model) -> bool:
+    """Whether ``model`` differs from the clone made ``before``; weights are read only where the outline differs."""
+    return outline(model) != outline(before) and fingerprint(model) != fingerprint(before)
+
+
+def outline(model: ir.Model) -> list[Any]:
+    """The graph by names, attributes and the identity of its weights: cheap, and equal for an untouched clone."""
+    found: list[Any] = []
+    for graph in model.graphs():
+        found.append([[v.name for v in graph.inputs], [v.name for v in graph.outputs]])
+        found.append({name: id(value.const_value) for name, value in graph.initializers.items()})
+        for node in graph:
+            attributes = {name: _outline_of(attribute) for name, attribute in node.attributes.items()}
+            names = [v.name if v is not None else None for v in (*node.inputs, *node.outputs)]
+            found.append((node.domain, node.op_type, node.overload, names, attributes))
+    return found
+
+
+def _outline_of(attribute: ir.Attr) -> Any:
+    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return None  # a clone has bodies of its own, which are graphs of the model too
+    return id(attribute.value) if attribute.type == ir.AttributeType.TENSOR else attribute.value
+
+
+def write_reproducer(before: ir.Model, pass_: Pass, violation: Violation, feeds: list[Feed], seed: int) -> Path | None:
+    """A folder with the model before the guilty pass, a recipe that runs just it, and the inputs that show it first."""
+    folder: Path | None = None
+    use = getattr(pass_, "use", "")
+    if ".py:" in use:  # the folder is elsewhere than the recipe was
+        pass_ = dataclasses.replace(pass_, use=str(Path(use).absolute()))  # type: ignore[type-var]
     try:
-        folder.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"graphopt-repro-{pass_.name}-"))
         save(before, folder / "before.onnx")
-        steps: tuple[Pass | Repeat, ...] = (pass_,)
-        text = write(Recipe(passes=steps, model="before.onnx", output="after.onnx", verify="off"))
-        (folder / "recipe.toml").write_text(f"# {violation}\n{text}", encoding="utf-8")
-        for index, feed in enumerate(verifier.feeds[:2]):
-            arrays: dict[str, Any] = {k: v for k, v in feed.items() if v.dtype != object}
+        recipe = Recipe(passes=(pass_,), model="before.onnx", output="after.onnx", verify="off", seed=seed)
+        why = " ".join(violation.reason.split())
+        (folder / "recipe.toml").write_text(f"# {why}\n{write(recipe)}", encoding="utf-8")
+        shown = [*feeds[violation.feed : violation.feed + 1], *feeds[: violation.feed]][:2]
+        for index, feed in enumerate(shown):
+            arrays: dict[str, Any] = {k: v.astype(str) if v.dtype == object else v for k, v in feed.items()}
             np.savez(folder / f"feed_{index}.npz", **arrays)
     except Exception:  # the reproducer is a courtesy; failing to write it must not fail the run
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         return None
     return folder

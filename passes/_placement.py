@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.base import Skip
+from graphopt.errors import PreconditionError
 from graphopt.graph import attribute, constant_array, is_op, label, nodes
 from graphopt.target import Target
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A node that multiplies its data by constant weights. ``axis``: the weight's output-channel axis."""
+    """A node that multiplies its data by constant weights. ``axis``: the weight's output-channel axis. ``adder``: the
+    Add behind a MatMul that adds a constant row and is its only reader; the runtime makes one Gemm of the two."""
 
     node: ir.Node
     axis: int
-    grouped: bool
+    depthwise: bool = False
+    adder: ir.Node | None = None
 
     @property
     def data(self) -> ir.Value:
@@ -35,44 +40,95 @@ class Layer:
         return value
 
     @property
-    def bias(self) -> ir.Value | None:
-        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+    def bias_site(self) -> tuple[ir.Node, int] | None:
+        """The node and input that read the bias, if there is one."""
+        if self.adder is not None:
+            return self.adder, 1 if self.adder.inputs[0] is self.node.outputs[0] else 0
+        return (self.node, 2) if len(self.node.inputs) > 2 and self.node.inputs[2] is not None else None
 
 
 @dataclass
 class Placement:
     """``quantized``: values that get a Q/DQ pair, each with the value whose range it uses. ``integer``: those among
-    them that an integer kernel produces, so that every reader may as well read the dequantized one."""
+    them that an integer kernel produces, so that every reader may as well read the dequantized one. ``skipped`` are
+    layers, ``skipped_light`` the operators with an integer kernel that are not between layers, each with its reason."""
 
     layers: list[Layer] = field(default_factory=list)
     light: list[ir.Node] = field(default_factory=list)
     quantized: dict[ir.Value, ir.Value] = field(default_factory=dict)
     integer: set[ir.Value] = field(default_factory=set)
     skipped: list[Skip] = field(default_factory=list)
+    skipped_light: list[Skip] = field(default_factory=list)
 
 
-def place(model: ir.Model, target: Target, *, exclude: Sequence[str] = (), include: Sequence[str] = ()) -> Placement:
-    """Apply the rules of ``target``. ``exclude`` and ``include``: node names, globs, ``re:...``, operator types."""
+def place(
+    model: ir.Model,
+    target: Target,
+    *,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    unseen: Collection[str] = (),
+) -> Placement:
+    """Apply the rules of ``target``.
+
+    ``exclude`` and ``include``: node names, globs, ``re:...``, operator types; ``exclude`` holds for the light
+    operators too, ``include`` names layers and the light ones follow. ``unseen``: names of values whose range is not
+    known, so that no layer may read or make them.
+    """
     placement = Placement()
     in_main = set(model.graph)
     for node in nodes(model):
         if not is_op(node, *target.heavy, *target.reasons):
             continue
         reason = _reason(node, target, node in in_main, exclude, include)
+        if reason is None and _range_unknown(node, target, unseen):
+            reason = "calibration never showed a finite value of what it reads or makes, so there is no range to use"
         if reason is not None:
             placement.skipped.append(Skip(label(node), f"{node.op_type}: {reason}"))
             continue
-        grouped = node.op_type == "Conv" and attribute(node, "group", 1) > 1
-        placement.layers.append(Layer(node, _channel_axis(node), grouped))
-    _values(model, placement, target)
+        placement.layers.append(Layer(node, _channel_axis(node), _depthwise(node), _adder(node)))
+    _values(model, placement, target, exclude)
     return placement
+
+
+def _range_unknown(node: ir.Node, target: Target, unseen: Collection[str]) -> bool:
+    data = node.inputs[0]
+    needed = [data, after_absorbed(node, target)] if node.op_type in target.needs_integer_output else [data]
+    return any(value is not None and value.name in unseen for value in needed)
+
+
+def check_patterns(model: ir.Model, original: ir.Model, patterns: Iterable[str], option: str) -> list[Skip]:
+    """Notes on patterns whose nodes are gone (fused or folded by an earlier pass).
+
+    Raises:
+        PreconditionError: a pattern never meant any node, so obeying it would be doing nothing in silence.
+    """
+    gone: list[Skip] = []
+    for pattern in patterns:
+        try:
+            here = any(matches(node, [pattern]) for node in nodes(model))
+        except re.error as error:
+            raise PreconditionError(f"{option} '{pattern}' is no regular expression: {error}") from error
+        if here:
+            continue
+        if any(matches(node, [pattern]) for node in nodes(original)):
+            why = f"{option} '{pattern}' only meant nodes that earlier passes fused or removed; it had no effect"
+            gone.append(Skip(pattern, why))
+            continue
+        known = sorted({label(node) for node in nodes(model)} | {node.op_type for node in nodes(model)})
+        near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else "give a node's name, a glob, re:EXPRESSION or an operator type"
+        raise PreconditionError(f"{option} '{pattern}' matches no node; {hint}")
+    return gone
 
 
 def matches(node: ir.Node, patterns: Iterable[str]) -> bool:
     """Whether a name, glob, ``re:`` expression or operator type among ``patterns`` means this node."""
     name = label(node)
     return any(
-        re.search(p[3:], name) is not None if p.startswith("re:") else p == node.op_type or fnmatch.fnmatchcase(name, p)
+        re.search(p[3:], name) is not None
+        if p.startswith("re:")
+        else p in (name, node.op_type) or fnmatch.fnmatchcase(name, p)
         for p in patterns
     )
 
@@ -95,17 +151,23 @@ def _reason(node: ir.Node, target: Target, in_main: bool, exclude: Sequence[str]
         if constant_array(data) is not None:
             return "its constant is the left operand; the runtime's integer kernel wants it on the right"
         if weight.is_initializer():
-            return "its weight is also a graph input, so a caller may replace it (see fold-overridable)"
+            return "its weight is also a graph input, so a caller may replace it; export it without"
         return "both operands are computed; there are no weights to store"
     if is_op(weight.producer(), "DequantizeLinear") or is_op(data.producer(), "DequantizeLinear"):
         return "it is quantized already"
     if stored.dtype != "float32":
         return f"its weights are {stored.dtype}; only float32 layers are quantized"
+    if not np.isfinite(stored).all():
+        return "its weights hold NaN or infinity"
     if constant_array(data) is not None:
         return "both operands are constant; fold-constants removes it"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and constant_array(bias) is None:
-        return "its bias is computed"
+    if bias is not None:
+        added = constant_array(bias)
+        if added is None:
+            return "its bias is computed, or a caller may replace it"
+        if not np.isfinite(added).all():
+            return "its bias holds NaN or infinity"
     return _shape_reason(node, stored.ndim)
 
 
@@ -123,10 +185,29 @@ def _shape_reason(node: ir.Node, rank: int) -> str | None:
     return None
 
 
+def _depthwise(node: ir.Node) -> bool:
+    """Whether each channel is convolved by itself, which the runtime does in a kernel of its own."""
+    weight = constant_array(node.inputs[1])
+    return node.op_type == "Conv" and weight is not None and weight.shape[:2] == (attribute(node, "group", 1), 1)
+
+
 def _channel_axis(node: ir.Node) -> int:
     if node.op_type == "Conv":
         return 0
     return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 1
+
+
+def _adder(node: ir.Node) -> ir.Node | None:
+    """See :class:`Layer`."""
+    users = list(node.outputs[0].uses())
+    if node.op_type != "MatMul" or len(users) != 1 or node.outputs[0].is_graph_output():
+        return None
+    add, index = users[0].node, users[0].idx
+    if not is_op(add, "Add") or add.graph is not node.graph:
+        return None
+    bias, weight = constant_array(add.inputs[1 - index]), constant_array(node.inputs[1])
+    row = bias is not None and weight is not None and bias.shape == weight.shape[1:] and np.isfinite(bias).all()
+    return add if row else None
 
 
 def after_absorbed(node: ir.Node, target: Target) -> ir.Value:
@@ -139,67 +220,135 @@ def after_absorbed(node: ir.Node, target: Target) -> ir.Value:
     user = users[0].node
     if not is_op(user, *target.absorbed) or user.graph is not node.graph:
         return output
-    if user.op_type == "Clip" and any(v is not None and constant_array(v) is None for v in user.inputs[1:]):
+    if user.op_type == "Clip" and clip_bounds(user.outputs[0]) is None:
         return output
     return user.outputs[0]
 
 
-def _values(model: ir.Model, placement: Placement, target: Target) -> None:
+def clip_bounds(value: ir.Value) -> tuple[float, float] | None:
+    """The constant bounds that a Clip holds ``value`` to. None where it is no Clip's, or where 0 is outside: rounding
+    has to represent 0 and cannot do what such a Clip does."""
+    node = value.producer()
+    if node is None or not is_op(node, "Clip"):
+        return None
+    bounds = [-np.inf, np.inf]
+    for index, bound in enumerate(node.inputs[1:3]):
+        array = constant_array(bound)
+        if bound is not None and array is None:
+            return None
+        if array is not None:
+            bounds[index] = float(array.reshape(-1)[0])
+    return (bounds[0], bounds[1]) if bounds[0] <= 0 <= bounds[1] and bounds[0] < bounds[1] else None
+
+
+def _values(model: ir.Model, placement: Placement, target: Target, exclude: Sequence[str]) -> None:
     """Values around the layers first, then the light operators that lie between two of them."""
+    if not placement.layers:
+        return
     read = {layer.data for layer in placement.layers}
-    made = {
-        after_absorbed(layer.node, target)
-        for layer in placement.layers
-        if layer.node.op_type in target.needs_integer_output
-    }
-    light = _light_nodes(model, read, made, target)
+    heavy = [layer.node for layer in placement.layers if layer.node.op_type in target.needs_integer_output]
+    made = dict.fromkeys(after_absorbed(node, target) for node in heavy)  # ordered: the file must not depend on hashes
+    light, left = _light_nodes(model, read, set(made), target, exclude)
+    adders = {layer.adder for layer in placement.layers}
     placement.light = light
+    placement.skipped_light = [Skip(label(n), f"{n.op_type}: {why}") for n, why in left.items() if n not in adders]
     for layer in placement.layers:
         placement.quantized[layer.data] = layer.data
     for value in made:
         placement.quantized[value] = value
-    for node in light:
-        output = after_absorbed(node, target) if node.op_type in target.bridging else node.outputs[0]
-        made.add(output)
+    placement.integer = set(made)
+    for node in placement.light:
+        output = _light_output(node, target)
+        placement.integer.add(output)
         source = node.inputs[0]
         assert source is not None
-        shared = node.op_type in target.shared_scale
         for value in _data_inputs(node):
             placement.quantized.setdefault(value, value)
+        shared = node.op_type in target.shared_scale
         placement.quantized[output] = placement.quantized[source] if shared else output
-    placement.integer = made
 
 
-def _light_nodes(model: ir.Model, read: set[ir.Value], made: set[ir.Value], target: Target) -> list[ir.Node]:
+def _light_nodes(
+    model: ir.Model, read: set[ir.Value], made: set[ir.Value], target: Target, exclude: Sequence[str]
+) -> tuple[list[ir.Node], dict[ir.Node, str]]:
     """Light operators whose inputs are integer anyway and whose output an integer operator reads: rounding them costs
-    no accuracy that is not already paid. Shrunk until it holds for all of them together."""
+    no accuracy that is not already paid. Shrunk until it holds for all of them together.
+
+    Also the bridging operators that were left out, with the reason.
+    """
     chosen = [n for n in model.graph if is_op(n, *target.shared_scale, *target.bridging)]
+    left: dict[ir.Node, str] = {}
     while True:
         wanted = read | {value for node in chosen for value in _data_inputs(node)}
         available = set(made)
         kept: list[ir.Node] = []
         for node in chosen:
-            inputs = _data_inputs(node)
-            bridging = node.op_type in target.bridging
-            output = after_absorbed(node, target) if bridging else node.outputs[0]
-            present = [v in available or (bridging and v in read) for v in inputs]
-            if inputs and all(present) and any(v in available for v in inputs) and output in wanted and _fits(node):
-                available.add(output)
+            reason = _light_reason(node, target, read, available, wanted, exclude)
+            if reason is None:
+                available.add(_light_output(node, target))
                 kept.append(node)
+            elif node.op_type in target.bridging and _floating(node):
+                left[node] = reason
         if len(kept) == len(chosen):
-            return kept
+            return kept, left
         chosen = kept
+
+
+def _light_reason(
+    node: ir.Node,
+    target: Target,
+    read: set[ir.Value],
+    available: set[ir.Value],
+    wanted: set[ir.Value],
+    exclude: Sequence[str],
+) -> str | None:
+    """Why this light operator stays in float, or None."""
+    if matches(node, exclude):
+        return "excluded by the user"
+    if not _fits(node):
+        return "an operand of it is constant, or it has a form that the integer kernel does not take"
+    inputs = _data_inputs(node)
+    rounded_anyway = read if node.op_type in target.bridging else set()
+    if not any(v in available for v in inputs) or not all(v in available or v in rounded_anyway for v in inputs):
+        return "not everything it reads comes from an integer kernel"
+    if _light_output(node, target) not in wanted:
+        return "nothing that runs in integers reads its result"
+    return None
+
+
+def _light_output(node: ir.Node, target: Target) -> ir.Value:
+    return after_absorbed(node, target) if node.op_type in target.bridging else node.outputs[0]
+
+
+_COUNTING = ("Shape", "Size", "NonZero", "ArgMax", "ArgMin")
+_SAME_TYPE = ("Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Add", "Sub", "Mul", "Div", "Identity", "ReduceProd")
+
+
+def _floating(node: ir.Node) -> bool:
+    """Not the arithmetic on shapes that exporters leave behind. Types are often not declared: then it is followed
+    back a few steps to where its numbers are from."""
+    value = node.inputs[0]
+    for _ in range(8):
+        if value is None:
+            break
+        if isinstance(value.type, ir.TensorType):
+            return bool(value.type.dtype == ir.DataType.FLOAT)
+        producer = value.producer()
+        if is_op(producer, *_COUNTING):
+            return False
+        if producer is None or not is_op(producer, *_SAME_TYPE):
+            break
+        value = producer.inputs[0]
+    return True
 
 
 def _fits(node: ir.Node) -> bool:
     """Whether the runtime's integer kernel computes just this node."""
-    if node.op_type == "Add":
+    if node.op_type in ("Add", "Concat"):
         return all(v is not None and constant_array(v) is None for v in node.inputs)
     if node.op_type == "MaxPool":
         return len([v for v in node.outputs if v.name]) == 1
-    if node.op_type == "Concat":
-        return all(v is not None and constant_array(v) is None for v in node.inputs)
-    return all(v is None or constant_array(v) is not None for v in node.inputs[1:])
+    return True  # their other inputs are shapes and axes, which the runtime's rules do not look at
 
 
 def _data_inputs(node: ir.Node) -> list[ir.Value]:

@@ -26,12 +26,24 @@ class Affine:
     high: float
 
 
-def affine(low: float, high: float) -> Affine:
-    """Scale and zero point of uint8 for a range that includes 0, so that 0 is exact."""
+def affine(low: float, high: float, within: tuple[float, float] = (-np.inf, np.inf)) -> Affine:
+    """Scale and zero point of uint8 for a range that includes 0, so that 0 is exact.
+
+    Nothing outside ``within`` (which includes 0 too) becomes representable: rounding then does what a Clip to these
+    bounds does, and only so does the runtime drop the Clip and compute the layer before it in integers.
+    """
     scale = float(np.float32((high - low) / 255))
     if not np.isfinite(scale) or scale < float(np.finfo(np.float32).tiny):
         return Affine(1.0, 0, 0.0, 0.0)  # a value that was always zero
     zero_point = int(np.clip(np.rint(-low / scale), 0, 255))
+    if zero_point > 0:
+        scale = min(scale, -within[0] / zero_point)
+    if zero_point < 255:
+        scale = min(scale, within[1] / (255 - zero_point))
+    stored = np.float32(scale)
+    if float(stored) > scale:  # as doubles: numpy would compare float32s
+        stored = np.nextafter(stored, np.float32(0))
+    scale = float(stored)
     return Affine(scale, zero_point, -zero_point * scale, (255 - zero_point) * scale)
 
 
@@ -41,6 +53,7 @@ class Writer:
     def __init__(self, model: ir.Model, taken: set[str]) -> None:
         self.model = model
         self.taken = taken
+        self._first = next(node for node in model.graph if not is_op(node, "Constant"))
         self._parameters: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[ir.Value, int, str, bytes], ir.Value] = {}
 
@@ -60,7 +73,7 @@ class Writer:
         if producer is not None:
             graph.insert_after(producer, [quantize, dequantize])
         else:
-            graph.insert_before(graph[0], [quantize, dequantize])
+            graph.insert_before(self._first, [quantize, dequantize])
         return result
 
     def _pair(self, base: str, parameters: Affine) -> tuple[ir.Value, ir.Value]:
@@ -124,19 +137,5 @@ def redirect(old: ir.Value, new: ir.Value, readers: set[ir.Node] | None) -> None
             if output is old:
                 graph.outputs[position] = new
         new.doc_string, old.name, new.name = old.doc_string, inner, name
+        new.metadata_props.update(old.metadata_props)
         new.type, new.shape = old.type, old.shape
-
-
-def drop_unread(value: ir.Value | None) -> None:
-    """Remove a float constant that nothing reads any more."""
-    if value is None or list(value.uses()) or value.is_graph_output():
-        return
-    if value.is_initializer() and not value.is_graph_input():
-        graph = value.graph
-        if isinstance(graph, ir.Graph) and value.name and value.name in graph.initializers:
-            del graph.initializers[value.name]
-    elif is_op(value.producer(), "Constant"):
-        producer = value.producer()
-        assert producer is not None
-        if producer.graph is not None:
-            producer.graph.remove([producer], safe=True)

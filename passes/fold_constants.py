@@ -89,7 +89,7 @@ class _GraphFolder:
     def run(self) -> None:
         folded = self._evaluate()
         if not self.options.allow_growth:
-            folded, refused = _Budget(folded, self.values).settle()
+            folded, refused = _Budget(folded, self.values, self.model.ir_version).settle()
             for node, size in refused.items():
                 why = f"folding it would make the file larger (its result has {size} bytes); allow-growth permits it"
                 self._skip(node, why)
@@ -169,8 +169,7 @@ class _GraphFolder:
         made: dict[ir.Value, ir.Value] = {}
         for index, value in enumerate(node.inputs):
             if value is not None and value not in made:
-                tensor = ir.tensor(self.values[value]) if value in self.values else constant(value)
-                assert tensor is not None
+                tensor = self._tensor(value)
                 kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
                 made[value] = ir.Value(name=f"in_{index}", type=kind, shape=shape, const_value=tensor)
         inputs = [None if value is None else made[value] for value in node.inputs]
@@ -187,17 +186,32 @@ class _GraphFolder:
         )
         return ir.Model(graph, ir_version=max(self.model.ir_version, 4))
 
+    def _tensor(self, value: ir.Value) -> ir.TensorProtocol:
+        """The constant in a tensor of its own: naming a value names its tensor, which clones of the model share."""
+        if value in self.values:
+            return ir.tensor(self.values[value])
+        stored = constant(value)
+        assert stored is not None
+        if stored.dtype == ir.DataType.STRING:
+            return ir.StringTensor(stored.numpy(), shape=ir.Shape(stored.shape.numpy()))
+        return ir.tensor(stored.numpy(), dtype=stored.dtype)
+
     def _replace(self, node: ir.Node, value: ir.Value) -> None:
         """Let everybody read the stored result, under the same name. What makes a graph output stays a node."""
         assert value.name is not None
         name = value.name
         value.name = None
+        self.taken.discard(name)
         if value.is_graph_output():
             new = add_constant_node(self.graph, name, ir.tensor(self.values[value], name=name), node)
-            new.type, new.shape = value.type or new.type, value.shape if value.shape is not None else new.shape
+            self.taken.add(name)
         else:
-            self.taken.discard(name)
             new = add_constant(self.model, self.graph, name, self.values[value], self.taken, node)
+        if not new.is_initializer():
+            new.type, new.shape = value.type, value.shape  # what the file declares, no more
+            producer = new.producer()
+            assert producer is not None
+            producer.name = node.name
         new.doc_string = value.doc_string
         new.metadata_props.update(value.metadata_props)
         value.replace_all_uses_with(new, replace_graph_outputs=True)
@@ -210,7 +224,8 @@ class _Budget:
     up may mean that what it reads has to be stored after all, and that a weight it reads has to stay.
     """
 
-    def __init__(self, foldable: list[ir.Node], values: dict[ir.Value, NDArray[Any]]) -> None:
+    def __init__(self, foldable: list[ir.Node], values: dict[ir.Value, NDArray[Any]], ir_version: int) -> None:
+        self.ir_version = ir_version
         self.order = foldable
         self.chosen = set(foldable)
         self.values = values
@@ -252,8 +267,13 @@ class _Budget:
 
     def _stored(self, node: ir.Node) -> int:
         """Bytes of the results that somebody else reads, with their names and headers."""
-        kept = [v for v in node.outputs if v.name and _read_outside(v, self.chosen)]
-        return sum(self.values[v].nbytes + 24 + len((v.name or "").encode()) + 10 * self.values[v].ndim for v in kept)
+        total = 0
+        for value in node.outputs:
+            if value.name and _read_outside(value, self.chosen):
+                total += _tensor_bytes(self.values[value], value.name)
+                if value.is_graph_output() or self.ir_version < 4:
+                    total += 36 + len(value.name.encode()) + len((node.name or "").encode())  # a Constant node
+        return total
 
     def _freed(self, node: ir.Node) -> int:
         """Bytes of the constants that only folded nodes read (each counted once)."""
@@ -279,7 +299,20 @@ def _read_outside(value: ir.Value, inside: set[ir.Node]) -> bool:
 
 def _node_bytes(node: ir.Node) -> int:
     """What a node takes in the file. Attributes are counted too: a value in one is gone with the node."""
-    return int(ir.to_proto(node).ByteSize()) + 2
+    size = int(ir.to_proto(node).ByteSize())
+    return size + 1 + _varint(size)
+
+
+def _tensor_bytes(array: NDArray[Any], name: str) -> int:
+    """What an initializer takes in the file: protobuf's tags and lengths around dims, type, name and data."""
+    text = len(name.encode())
+    content = sum(1 + _varint(dim) for dim in array.shape) + 2
+    content += 1 + _varint(text) + text + 1 + _varint(array.nbytes) + array.nbytes
+    return content + 1 + _varint(content)
+
+
+def _varint(number: int) -> int:
+    return max(1, -(-number.bit_length() // 7))
 
 
 def _constant_bytes(value: ir.Value) -> int:
@@ -289,7 +322,7 @@ def _constant_bytes(value: ir.Value) -> int:
         return _node_bytes(producer)
     tensor = value.const_value
     if isinstance(tensor, ir.TensorProtoTensor):  # integers may be stored in fewer bytes than they have
-        return int(tensor.raw.ByteSize())
+        return int(tensor.raw.ByteSize()) + 1 + _varint(tensor.raw.ByteSize())
     return int(tensor.nbytes) if tensor is not None else 0
 
 

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.cost import node_macs, shapes
-from graphopt.data import feeds as to_feeds
-from graphopt.errors import PreconditionError, RuntimeFailure
+from graphopt.errors import PreconditionError
 from graphopt.graph import constant_array, is_op, label, nodes, opset, value_names
-from graphopt.model import interface, to_proto, weight_bytes
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
+from graphopt.passes._coverage import Coverage
 from graphopt.passes._integer_weights import IntegerWeight, WeightKind, bias_floor, round_bias, round_weight
-from graphopt.passes._placement import Layer, Placement, place
-from graphopt.passes._qdq import Affine, Writer, affine, drop_unread, redirect
-from graphopt.session import Session
-from graphopt.target import get_target, this_cpu
+from graphopt.passes._placement import Layer, Placement, check_patterns, clip_bounds, place
+from graphopt.passes._qdq import Affine, Writer, affine, redirect
+from graphopt.passes._weights import drop_unread
+from graphopt.target import Target, get_target, this_cpu
 
 if TYPE_CHECKING:
     from graphopt.statistics import Statistics
@@ -67,24 +65,43 @@ class QuantizeStatic(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         target = get_target(context.target)
-        placement = place(model, target, exclude=self.exclude, include=self.include)
-        result = PassResult(skipped=placement.skipped)
-        if not placement.layers:
-            if not result.skipped:
-                result.skipped.append(Skip("(graph)", f"it has no {', '.join(target.heavy)}"))
-            return result
-        coverage = _Coverage(model, context)
-        sources = list(dict.fromkeys(placement.quantized.values()))
-        statistics = context.statistics(model, [v.name or "" for v in sources], histograms=True)
-        ranges = {
-            v: affine(*observe(statistics.values[v.name or ""], self.observer, percentile=self.percentile))
-            for v in sources
-        }
+        gone = check_patterns(model, context.original, self.exclude, "exclude")
+        gone += check_patterns(model, context.original, self.include, "include")
+        coverage: Coverage | None = None
+        unseen: set[str] = set()
+        while True:  # once, unless calibration never showed some value: then again without the layers around it
+            placement = place(model, target, exclude=self.exclude, include=self.include, unseen=unseen)
+            if not placement.layers:
+                return self._nothing(placement, target, gone)
+            coverage = coverage or Coverage(model, context)
+            sources = [v.name or "" for v in dict.fromkeys(placement.quantized.values())]
+            statistics = context.statistics(model, sources, histograms=True)
+            found = {name for name in sources if statistics.values[name].count == 0} - unseen
+            if not found:
+                break
+            unseen |= found
+        result = PassResult(skipped=gone + placement.skipped + placement.skipped_light)
         result.metrics = coverage.of(placement.layers)
         result.metrics["samples"] = statistics.samples
         result.metrics["sweeps"] = statistics.runs / max(statistics.samples, 1)
-        taken = value_names(model)
-        writer = Writer(model, taken)
+        bad = {name: seen.nonfinite for name in sources if (seen := statistics.values[name]).nonfinite}
+        if bad:
+            result.metrics["nonfinite_elements_ignored"] = bad
+        self._write(model, placement, statistics, result, context)
+        return result
+
+    def _nothing(self, placement: Placement, target: Target, gone: list[Skip]) -> PassResult:
+        return PassResult(skipped=gone + placement.skipped or [Skip("(graph)", f"it has no {', '.join(target.heavy)}")])
+
+    def _write(
+        self, model: ir.Model, placement: Placement, statistics: Statistics, result: PassResult, context: Context
+    ) -> None:
+        """The integer weights of all layers, then the pairs around activations."""
+        ranges: dict[ir.Value, Affine] = {}
+        for value in dict.fromkeys(placement.quantized.values()):
+            low, high = observe(statistics.values[value.name or ""], self.observer, percentile=self.percentile)
+            ranges[value] = affine(low, high, clip_bounds(value) or (-math.inf, math.inf))
+        writer = Writer(model, value_names(model))
         kinds: dict[str, int] = {}
         for layer in placement.layers:
             change, kind = self._quantize_layer(layer, placement, ranges, statistics, writer, context)
@@ -93,7 +110,6 @@ class QuantizeStatic(Pass):
         self._quantize_values(placement, ranges, writer, result)
         result.metrics["weight_kinds"] = kinds
         result.metrics["light_operators"] = len(placement.light)
-        return result
 
     def _quantize_layer(
         self,
@@ -109,17 +125,17 @@ class QuantizeStatic(Pass):
         data = ranges[source]
         stored = constant_array(layer.weight)
         assert stored is not None
-        bias = constant_array(layer.bias)
+        site = layer.bias_site
+        old_weight, old_bias = layer.weight, site[0].inputs[site[1]] if site is not None else None
+        bias = constant_array(old_bias)
         floor = bias_floor(bias.reshape(-1), data.scale) if bias is not None else None
         input_sqnr = quantization_sqnr(statistics.values[source.name or ""], data.low, data.high)
         weight = self._weight(layer, stored, floor, input_sqnr, context)
-        old_weight, old_bias = layer.weight, layer.bias
         layer.node.replace_input_with(1, writer.weight(old_weight, weight, layer.node))
-        if old_bias is not None and bias is not None:
+        if site is not None and old_bias is not None and bias is not None:
             integers, scale = round_bias(bias.reshape(-1), data.scale, weight.scale)
-            layer.node.replace_input_with(2, writer.bias(old_bias, integers, scale, layer.node))
-        drop_unread(old_weight)
-        drop_unread(old_bias)
+            site[0].replace_input_with(site[1], writer.bias(old_bias, integers, scale, layer.node))
+        drop_unread(old_weight, old_bias)
         detail = (
             f"{layer.node.op_type}: {weight.kind} weights ({_db(weight.sqnr)}), input range "
             f"[{data.low:.4g}, {data.high:.4g}] ({_db(input_sqnr)})"
@@ -131,10 +147,11 @@ class QuantizeStatic(Pass):
         if self.weights != "auto":
             kind: WeightKind = self.weights  # type: ignore[assignment]
             return round_weight(stored, layer.axis, kind, least_scale=floor)
-        if context.this_cpu and not this_cpu().saturates:
+        if layer.depthwise or (context.this_cpu and not this_cpu().saturates):
+            # The depthwise kernel widens to 16 bits before it multiplies: exact on every CPU (tools/bench/saturation.py).
             return round_weight(stored, layer.axis, "s8", least_scale=floor)
         narrow = round_weight(stored, layer.axis, "s7", least_scale=floor)
-        if layer.grouped or narrow.sqnr >= input_sqnr:
+        if narrow.sqnr >= input_sqnr:
             return narrow  # the rounding of its input already costs more than the eighth bit would save
         return round_weight(stored, layer.axis, "u8", least_scale=floor)
 
@@ -152,41 +169,3 @@ class QuantizeStatic(Pass):
 
 def _db(value: float) -> str:
     return "exact" if math.isinf(value) else f"{value:.1f} dB"
-
-
-class _Coverage:
-    """MACs and weight bytes of the float model, taken before it is changed."""
-
-    def __init__(self, model: ir.Model, context: Context) -> None:
-        proto = to_proto(model)
-        inputs, _ = interface(model)
-        first = next(iter(context.data), None) if context.data is not None else None
-        feed = to_feeds(first, inputs) if first is not None else {}
-        known = shapes(proto, {name: array.shape for name, array in feed.items()})
-        missing = [n for n in proto.graph.node if node_macs(n, known) is None]
-        if missing and feed:
-            # Shapes that depend on data are looked up in one run.
-            names = sorted({v for n in missing for v in (*n.input[:2], n.output[0]) if v and v not in known})
-            try:
-                seen = Session(model, taps=names, threads=context.threads).run(feed, names)
-                known |= {name: array.shape for name, array in seen.items()}
-            except RuntimeFailure:  # a value the runtime cannot hand out stays unknown
-                pass
-        self.macs = {tuple(node.output): node_macs(node, known) for node in proto.graph.node}
-        constants = [constant_array(n.outputs[0]) for n in nodes(model) if is_op(n, "Constant")]
-        self.bytes = weight_bytes(model) + sum(int(array.nbytes) for array in constants if array is not None)
-
-    def of(self, layers: list[Layer]) -> dict[str, Any]:
-        """Shares that the layers hold, in percent (None where a shape is unknown)."""
-        mine = [self.macs.get(tuple(v.name or "" for v in layer.node.outputs)) for layer in layers]
-        total = [m for m in self.macs.values() if m is not None]
-        weights = {id(layer.weight): constant_array(layer.weight) for layer in layers}
-        stored = sum(int(array.nbytes) for array in weights.values() if array is not None)
-        known = all(m is not None for m in mine) and all(m is not None for m in self.macs.values())
-        share = 100 * sum(m or 0 for m in mine) / sum(total) if sum(total) else None
-        return {
-            "layers_quantized": len(layers),
-            "macs_percent": round(share, 2) if share is not None else None,
-            "macs_complete": known,
-            "weight_bytes_percent": round(100 * stored / self.bytes, 2) if self.bytes else None,
-        }

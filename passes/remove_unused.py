@@ -23,7 +23,7 @@ class RemoveUnused(Pass):
     contract: ClassVar[Contract] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
-        before_nodes = {id(node): (node, label(node)) for node in nodes(model)}
+        before_nodes = {id(node): (node, label(node), [v.name for v in node.outputs]) for node in nodes(model)}
         inputs = list(model.graph.inputs)
         overridable = {v.name: v for v in inputs if v.name in model.graph.initializers}
         before_weights = {(id(g), n) for g in model.graphs() for n in g.initializers}
@@ -33,9 +33,16 @@ class RemoveUnused(Pass):
                 model.graph.register_initializer(value)
         after = {id(node) for node in nodes(model)}
         result = PassResult()
-        for key, (node, name) in before_nodes.items():
+        for key, (node, name, outputs) in before_nodes.items():
             if key not in after:
                 result.changes.append(Change("eliminate", name, f"{node.op_type}: nothing reads it"))
+                continue
+            # An optional output that nothing reads is left out, so that the runtime need not compute it.
+            kept = {v.name for v in node.outputs if v.name}
+            gone = [output for output in outputs if output and output not in kept]
+            result.changes.extend(
+                Change("eliminate", name, f"{node.op_type}: nothing reads '{output}'") for output in gone
+            )
         after_weights = {(id(g), n) for g in model.graphs() for n in g.initializers}
         result.changes.extend(
             Change("eliminate", name, "initializer: nothing reads it")

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import opset
-from graphopt.model import fingerprint, load, replace, to_proto
+from graphopt.graph import fresh, opset
+from graphopt.model import fingerprint, graphs, load, replace, to_proto
 from graphopt.session import one_line
 
 
@@ -68,14 +68,43 @@ def _restore(converted: onnx.ModelProto, original: onnx.ModelProto) -> None:
     converted.metadata_props.extend(original.metadata_props)
     converted.graph.name = original.graph.name
     converted.graph.doc_string = original.graph.doc_string
-    known = {tuple(node.output): node for node in original.graph.node}
-    for node in converted.graph.node:
-        before = known.get(tuple(node.output))
-        if before is not None:
-            node.name, node.doc_string = before.name, before.doc_string
-            del node.metadata_props[:]
-            node.metadata_props.extend(before.metadata_props)
-    del converted.graph.input[:]
-    converted.graph.input.extend(original.graph.input)
-    del converted.graph.output[:]
-    converted.graph.output.extend(original.graph.output)
+    if original.functions and not converted.functions:
+        converted.functions.extend(original.functions)
+    _restore_nodes(converted, original)
+    for side in ("input", "output"):
+        del getattr(converted.graph, side)[:]
+        getattr(converted.graph, side).extend(getattr(original.graph, side))
+
+
+def _restore_nodes(converted: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Names, doc strings and metadata of nodes, and what was said of values.
+
+    Where one node became several, the one with the old operator keeps the old name and the others get fresh ones: the
+    runtime refuses two nodes of one name.
+    """
+    known = {name: node for graph in graphs(original) for node in graph.node for name in node.output if name}
+    taken = {node.name for graph in graphs(original) for node in graph.node}
+    used: set[str] = set()
+    for graph in graphs(converted):
+        for node in sorted(graph.node, key=lambda n: not _same_node(n, known)):
+            before = next((known[name] for name in node.output if name in known), None)
+            if before is not None and before.name not in used:
+                node.name, node.doc_string = before.name, before.doc_string
+                del node.metadata_props[:]
+                node.metadata_props.extend(before.metadata_props)
+            elif node.name in used or node.name in taken:
+                node.name = fresh(f"{node.name}_{node.op_type}", taken)
+            if node.name:
+                used.add(node.name)
+    said = {value.name: value for graph in graphs(original) for value in graph.value_info}
+    for graph in graphs(converted):
+        present = {value.name for value in graph.value_info}
+        for value in graph.value_info:
+            if value.name in said:
+                value.CopyFrom(said[value.name])
+        made = [name for node in graph.node for name in node.output]
+        graph.value_info.extend(said[name] for name in made if name in said and name not in present)
+
+
+def _same_node(node: onnx.NodeProto, known: dict[str, onnx.NodeProto]) -> bool:
+    return any(name in known and known[name].op_type == node.op_type for name in node.output)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +17,9 @@ VERBS: dict[str, str] = {
     "quantize": "make the weights and arithmetic int8",
     "compare": "numbers: does B still do what A does",
     "inspect": "what is in a model",
+    "extract": "cut a piece out of a model",
+    "view": "open a model in netron",
+    "diff": "structure: what changed between two models",
     "run": "do what a recipe says, end to end",
     "passes": "the passes there are, with their options",
     "targets": "the runtimes there are profiles for",
@@ -22,12 +27,25 @@ VERBS: dict[str, str] = {
 }
 """verb -> one line for --help, so that listing them imports nothing."""
 
+_MODULES = {"run": "run_recipe"}  # graphopt.cli.run is the function below
+
 EPILOG = """\b
 Exit codes: 0 done; 1 a gate or tolerance failed; 2 bad usage or bad input;
 3 the work asked for did not happen; 4 internal error.
 \b
-graphopt IN.onnx OUT.onnx      means   graphopt optimize IN.onnx OUT.onnx
+
+\b
+Example:
+  graphopt demo
+  graphopt optimize model.onnx -o small.onnx
+  graphopt quantize model.onnx -o int8.onnx --data calibration.npz
+  graphopt model.onnx small.onnx        the same as graphopt optimize
+  cat model.onnx | graphopt - - > small.onnx
 """
+
+
+class _Interrupted(BaseException):
+    """A KeyboardInterrupt that click does not meet (it would print an empty line for it)."""
 
 
 class Verbs(click.Group):
@@ -39,7 +57,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"graphopt.cli.{cmd_name}")
+        module = importlib.import_module(f"graphopt.cli.{_MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = module.command
         return command
 
@@ -47,7 +65,7 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         first = args[0]
-        if first not in VERBS:
+        if first not in VERBS and not first.startswith("--"):
             if first == "-" or first.endswith(".onnx") or Path(first).is_file():
                 args = ["optimize", *args]
             else:
@@ -55,6 +73,15 @@ class Verbs(click.Group):
                 hint = f"did you mean '{near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
                 raise click.UsageError(f"no such verb or file: '{first}'; {hint}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("graphopt", "VERB [OPTIONS] ...")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -84,7 +111,6 @@ class State:
     """What the outermost frame has to know when something goes wrong."""
 
     verbose = False
-    as_json = False
 
 
 def main() -> NoReturn:
@@ -97,18 +123,24 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code."""
-    State.verbose = State.as_json = False
+    State.verbose = False
+    if not arguments:
+        with click.Context(cli, info_name="graphopt") as ctx:
+            click.echo(cli.get_help(ctx), err=True)
+        return 2
     try:
         result: Any = cli.main(arguments, prog_name="graphopt", standalone_mode=False)
         return int(result) if isinstance(result, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        return _fail(f"{error.format_message()}{_help_hint(error)}", 2, error)
-    except (KeyboardInterrupt, click.Abort) as error:
+        return _fail(_usage(error), 2, error)
+    except (KeyboardInterrupt, _Interrupted, click.Abort) as error:
+        if sys.stderr.isatty():
+            click.echo(err=True)  # the line that says ^C ends here
         return _fail("interrupted; nothing was written", 130, error)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; say nothing more
+    except BrokenPipeError:  # the reader of our output has gone (head, less): say nothing more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         from graphopt.errors import GraphoptError
@@ -120,9 +152,24 @@ def run(arguments: list[str]) -> int:
         return _fail(f"internal error: {type(error).__name__}: {error}; run again with -v and report it", 4, error)
 
 
-def _help_hint(error: click.ClickException) -> str:
+def _usage(error: click.ClickException) -> str:
+    """What was typed wrong, in one line that says how to go on."""
     ctx = getattr(error, "ctx", None)
-    return f" (try 'graphopt {ctx.info_name} --help')" if ctx is not None and ctx.info_name in VERBS else ""
+    verb = ctx.info_name if ctx is not None and ctx.info_name in VERBS else None
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        message = f"no such option '{error.option_name}'"
+        if verb is None:
+            return f"{message} before the verb; options follow it: graphopt VERB ... {error.option_name}"
+        near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
+        if near:
+            return f"{message} of {verb}; did you mean '{near[0]}'?"
+    elif isinstance(error, click.BadParameter):
+        message = re.sub(r"^Invalid value for '(-[^']*)'", r"\1", message)
+    message = f"{message[:1].lower()}{message[1:]}"
+    if ";" not in message:
+        message += f"; see graphopt {verb} --help" if verb else "; see graphopt --help"
+    return message
 
 
 def _fail(message: str, code: int, error: BaseException) -> int:

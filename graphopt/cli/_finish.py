@@ -1,10 +1,12 @@
-"""From a result to files and words: what every verb that makes a model does at its end."""
+"""From a result to files and words: what every verb that makes or judges a model does at its end."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,44 +14,85 @@ import click
 if TYPE_CHECKING:
     from graphopt.api import Result
 
+Show = Callable[[dict[str, Any]], None]
+
 
 def make(
     work: Callable[..., Result],
-    destination: str | None,
+    destination: str,
     *,
     as_json: bool,
     verbose: bool,
     quiet: bool = False,
+    markdown: bool = False,
     external: bool | None = None,
 ) -> None:
-    """Do ``work(progress=...)``, write its model to ``destination`` (None: it has been written), print the report.
+    """Do ``work(progress=...)``, write its model to ``destination``, print the report.
 
     Where a gate fails or nothing was done, the report is printed all the same, then the error is raised.
     """
     from graphopt.cli._progress import Progress
-    from graphopt.errors import GraphoptError, InputError
+    from graphopt.errors import InputError
 
     if destination == "-" and as_json:
         raise InputError("the model and --json both want stdout; write the model to a file")
-    if destination is not None and destination != "-":
+    if as_json and markdown:
+        raise InputError("--json and --markdown both want stdout; give one")
+    if destination != "-":
         _check_destination(destination)
-    try:
+
+    def print_report(report: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(to_json(report))
+        elif not quiet:
+            from graphopt.report import text
+
+            stream = sys.stderr if destination == "-" else None
+            if markdown:
+                text.print_markdown(report, stream=stream)
+            else:
+                text.print_result(report, verbose=verbose, stream=stream)
+
+    show = with_page(print_report)
+    with reported(show):
         with Progress() as progress:
             result = work(progress=progress)
+        result.save(destination, external=external)
+    show(result.report)
+
+
+def with_page(show: Show) -> Show:
+    """``show``, and then the page that ``--report`` asked for; where that cannot be written, it is told here."""
+    from graphopt.cli._options import PAGE
+
+    context = click.get_current_context(silent=True)
+    page: str | None = context.meta.get(PAGE) if context is not None else None
+    if page is None:
+        return show
+    _check_destination(page)
+
+    def both(report: dict[str, Any]) -> None:
+        from graphopt.report.html import write
+
+        try:
+            show(report)
+        finally:  # also where the reader of our output has gone
+            write(report, page)
+
+    return both
+
+
+@contextmanager
+def reported(show: Show) -> Iterator[None]:
+    """An error that carries a report has it shown before it goes on its way."""
+    from graphopt.errors import GraphoptError
+
+    try:
+        yield
     except GraphoptError as error:
-        if error.report is not None and not quiet:
-            error.report["error"] = str(error)
-            error.report["exit_code"] = int(error.exit_code)
-            show(error.report, as_json=as_json, verbose=verbose)
+        if error.report is not None:
+            show(error.report)
         raise
-    if destination is not None:
-        written = result.save(destination, external=external)
-        result.report["output"]["path"] = destination
-        if written:
-            result.report["output"]["bytes"] = sum(file.stat().st_size for file in written)
-    result.report["exit_code"] = 0
-    if not quiet:
-        show(result.report, as_json=as_json, verbose=verbose, stream=sys.stderr if destination == "-" else None)
 
 
 def _check_destination(destination: str) -> None:
@@ -61,19 +104,15 @@ def _check_destination(destination: str) -> None:
     path = Path(destination)
     if path.is_dir():
         raise InputError(f"{destination} is a folder; name the output file, e.g. {path / 'model.onnx'}")
-    if not path.absolute().parent.is_dir():
+    if path.exists() and not path.is_file():  # writing replaces it, which would be the end of /dev/null
+        raise InputError(f"{destination} is no regular file; name a file, or '-' for stdout")
+    folder = path.absolute().parent
+    if not folder.exists():
         raise InputError(f"the folder of {destination} does not exist; make it first: mkdir -p {path.parent}")
-
-
-def show(report: dict[str, Any], *, as_json: bool, verbose: bool, stream: Any = None) -> None:
-    """The report on stdout, for a program or for a person."""
-    if as_json:
-        click.echo(to_json(report))
-        return
-    from graphopt.report.text import print_result
-
-    if "ledger" in report:
-        print_result(report, verbose=verbose, stream=stream)
+    if not folder.is_dir():
+        raise InputError(f"{path.parent} is a file, so {destination} cannot be written into it; name another output")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the folder of {destination} is not writable; name another output, or change its permissions")
 
 
 def to_json(report: Any) -> str:

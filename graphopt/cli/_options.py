@@ -9,7 +9,47 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Decorator = Callable[[F], F]
+
+class Command(click.Command):
+    """A verb whose ``--help`` lists its options under headings, in the order they were declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        heading = "Options"
+        for param in self.get_params(ctx):
+            if isinstance(param, _Heading):
+                heading = param.text
+                continue
+            if param.name == "help":
+                heading = "Output"
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                groups.setdefault(heading, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=28)
+
+
+class _Heading(click.Option):
+    """No option: the place where a new heading starts in ``--help``."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__([f"--heading-{text.lower()}"], hidden=True, expose_value=False)
+        self.text = text
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """It cannot be typed."""
+
+
+def section(text: str) -> Callable[[F], F]:
+    """The options declared after this stand under ``text`` in ``--help``."""
+
+    def decorate(function: F) -> F:
+        params: list[click.Parameter] = function.__dict__.setdefault("__click_params__", [])
+        params.append(_Heading(text))
+        return function
+
+    return decorate
 
 
 def _stack(*options: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -28,14 +68,49 @@ def _verbose(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
     return value
 
 
-output = _stack(
-    click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON on stdout."),
-    click.option("-v", "--verbose", is_flag=True, callback=_verbose, is_eager=True, help="Every change; tracebacks."),
+_shown = (
+    click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON on stdout (docs/report.md)."),
+    click.option(
+        "-v", "--verbose", is_flag=True, callback=_verbose, is_eager=True, help="Say everything; tracebacks on errors."
+    ),
+)
+PAGE = "graphopt.page"
+"""Where the context of a command keeps what ``--report`` was given."""
+
+
+def _page(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    from graphopt.errors import InputError
+
+    if value is not None and not value.lower().endswith(".html"):
+        raise InputError(f"--report {value}: the report is one HTML page; name it FILE.html (for JSON: --json > FILE)")
+    ctx.meta[PAGE] = value
+
+
+report = click.option(
+    "--report",
+    metavar="FILE.html",
+    callback=_page,
+    expose_value=False,
+    help="Write the report as one HTML page too, also where a gate failed.",
+)
+"""Of a verb that makes or compares models; ``_finish.with_page`` writes it."""
+
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors (and --json).")
+_markdown = click.option(
+    "--markdown", is_flag=True, help="Print the tables as Markdown, for an issue or a pull request."
 )
 
-quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+output = _stack(section("Output"), *_shown)
+"""Of every verb."""
+
+judged = _stack(section("Output"), _quiet, *_shown)
+"""Of a verb that judges."""
+
+result = _stack(section("Output"), report, _quiet, _markdown, *_shown)
+"""Of a verb that makes a model."""
 
 gates = _stack(
+    section("Gates (where one fails, nothing is written and the exit code is 1)"),
     click.option("--max-drop", metavar="DROP", help="Largest loss of the metric: 1% (relative) or 0.01 (absolute)."),
     click.option("--min-sqnr", type=float, metavar="DB", help="Least SQNR of every output, in dB."),
     click.option("--min-speedup", type=float, metavar="X", help="Least speed-up measured here (lower bound)."),
@@ -44,6 +119,7 @@ gates = _stack(
 )
 
 data = _stack(
+    section("Data"),
     click.option("--data", metavar="D", help="Calibration data: .npz, .npy, a folder, module.py:function, random."),
     click.option("--eval-data", metavar="D", help="Data that judges (default: a seeded 20 % of --data is held back)."),
     click.option("--metric", metavar="M", help="accuracy, or module.py:function(outputs, samples) -> float."),
@@ -51,24 +127,28 @@ data = _stack(
 )
 
 images = _stack(
-    click.option("--image-size", metavar="HxW", help="For folders of images: the size to resize to."),
+    section("Folders of images"),
+    click.option("--image-size", metavar="HxW", help="The size to resize to; needed for images."),
     click.option("--mean", metavar="R,G,B", help="Subtracted after scaling (default 0)."),
     click.option("--std", metavar="R,G,B", help="Divided by after --mean (default 1)."),
     click.option("--scale", type=float, metavar="X", help="Multiplied first (default 1/255)."),
-    click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True),
-    click.option("--channel-order", type=click.Choice(["RGB", "BGR", "L"]), default="RGB", show_default=True),
+    click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Order of the axes (default NCHW)."),
+    click.option("--channel-order", type=click.Choice(["RGB", "BGR", "L"]), help="Colours (default RGB)."),
+)
+
+external_roots = click.option(
+    "--external-root",
+    "external_roots",
+    multiple=True,
+    metavar="DIR",
+    help="A folder outside the model's own that external weights may be read from (repeatable).",
 )
 
 model = _stack(
-    click.option("--target", metavar="T", help="The runtime it is for; graphopt targets lists them."),
+    section("Model"),
+    click.option("--target", metavar="T", help="The runtime it is for (default ort-cpu); see graphopt targets."),
     click.option("--this-cpu", is_flag=True, help="For this machine's CPU only, not for all of the target's."),
-    click.option(
-        "--external-root",
-        "external_roots",
-        multiple=True,
-        metavar="DIR",
-        help="A folder outside the model's own that external weights may be read from (repeatable).",
-    ),
+    external_roots,
     click.option(
         "--external-data/--no-external-data",
         "external",
@@ -78,20 +158,26 @@ model = _stack(
 )
 
 running = _stack(
-    click.option("--verify", type=click.Choice(["end", "each", "off"]), help="When exact passes are compared."),
+    section("Running"),
+    click.option(
+        "--verify",
+        type=click.Choice(["end", "each", "off"]),
+        help="When exact passes are compared with the original (default end).",
+    ),
     click.option("--strict", is_flag=True, help="Exit 1 if a pass had to be reverted."),
-    click.option("--seed", type=int, metavar="N", help="For everything random (default 0)."),
+    click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For everything random (default 0)."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use."),
     click.option("--time", type=click.FloatRange(min=0), metavar="S", help="Seconds for timing (default 2; 0: none)."),
 )
 
+_IMAGE = ("image_size", "mean", "std", "scale", "layout", "channel_order")
+
 
 def api_options(values: dict[str, Any]) -> dict[str, Any]:
     """Drop what was not given, and pack the image options."""
-    image_keys = ("image_size", "mean", "std", "scale", "layout", "channel_order")
-    image = {key: values.pop(key) for key in image_keys if key in values}
+    image = {key: values.pop(key) for key in _IMAGE if key in values}
     given = {k: v for k, v in values.items() if v is not None and v is not False and v != ()}
-    if image.get("image_size") is not None:
+    if any(value is not None for value in image.values()):
         given["image"] = _image(image)
     return given
 
@@ -108,6 +194,9 @@ def _image(values: dict[str, Any]) -> Any:
         except ValueError:
             raise InputError(f"{option} '{text}' is no list of numbers; write e.g. 0.485,0.456,0.406") from None
 
+    if values["image_size"] is None:
+        given = next(key for key, value in values.items() if value is not None).replace("_", "-")
+        raise InputError(f"--{given} is for folders of images; give --image-size HxW too")
     height, _, width = values["image_size"].lower().partition("x")
     if not height.isdigit() or not (width or height).isdigit():
         raise InputError(f"--image-size '{values['image_size']}' is no size; write 224 or 224x320 (height x width)")

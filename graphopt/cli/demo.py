@@ -10,11 +10,12 @@ import click
 from graphopt.cli import _options
 
 
-@click.command(epilog="\b\nExample:\n  graphopt demo\n  graphopt demo -o demo-out")
+@click.command(cls=_options.Command, epilog="\b\nExample:\n  graphopt demo\n  graphopt demo -o demo-out")
 @click.option(
     "-o", "--output", metavar="DIR", default="graphopt-demo", show_default=True, help="Folder for the result."
 )
 @_options.output
+@_options.report
 def command(output: str, as_json: bool, verbose: bool) -> None:
     """The main job on a model and data that come with graphopt.
 
@@ -25,10 +26,14 @@ def command(output: str, as_json: bool, verbose: bool) -> None:
 
     from graphopt import api
     from graphopt.cli._finish import make
+    from graphopt.errors import InputError
     from graphopt.recipe import read
 
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {output}: {error.strerror or error}; give another with -o") from error
     destination = folder / "digits.int8.onnx"
     with as_file(files("graphopt.demo")) as package:
         recipe = read(package / "int8.toml")

@@ -7,7 +7,11 @@ import click
 from graphopt.cli import _options
 
 
-@click.command(epilog="\b\nExample:\n  graphopt inspect model.onnx\n  graphopt inspect before.onnx after.onnx --json")
+@click.command(
+    cls=_options.Command,
+    epilog="\b\nExample:\n  graphopt inspect model.onnx --dim batch=8\n"
+    "  graphopt inspect before.onnx after.onnx --json",
+)
 @click.argument("models", metavar="M...", nargs=-1, required=True)
 @click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="A size for a symbolic dim, for MACs (default 1).")
 @_options.output
@@ -32,4 +36,4 @@ def command(models: tuple[str, ...], dims: tuple[str, ...], as_json: bool, verbo
         return
     from graphopt.report.text import print_inspection
 
-    print_inspection(reports)
+    print_inspection(reports, verbose=verbose)

@@ -11,8 +11,9 @@ from graphopt.cli import _options
 
 
 @click.command(
+    cls=_options.Command,
     epilog="\b\nExample:\n  graphopt optimize model.onnx -o small.onnx\n"
-    "  graphopt optimize model.onnx small.onnx --recipe r.toml --data calib.npz"
+    "  graphopt optimize model.onnx small.onnx --recipe r.toml --data calib.npz",
 )
 @click.argument("model", metavar="IN")
 @click.argument("destination", metavar="[OUT]", required=False)
@@ -24,8 +25,7 @@ from graphopt.cli import _options
 @_options.gates
 @_options.model
 @_options.running
-@_options.quiet
-@_options.output
+@_options.result
 def command(
     model: str, destination: str | None, output: str | None, recipe: str | None, passes: str | None, **values: Any
 ) -> None:
@@ -38,9 +38,9 @@ def command(
     from graphopt.cli._finish import make
 
     target = where(output, destination)
-    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
+    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "markdown", "external")}
     options = _options.api_options(values)
-    names = [n.strip() for n in passes.split(",") if n.strip()] if passes else None
+    names = None if passes is None else [n.strip() for n in passes.split(",") if n.strip()]
     make(partial(api.optimize, model, recipe=recipe, passes=names, **options), target, **shown)
 
 
@@ -49,7 +49,8 @@ def where(output: str | None, destination: str | None) -> str:
     if output is not None and destination is not None:
         raise click.UsageError(f"two outputs: '{destination}' and -o '{output}'; give one")
     if output is None and destination is None:
-        raise click.UsageError("no output; give one: graphopt VERB IN -o OUT (OUT may be IN)")
+        verb = click.get_current_context().info_name
+        raise click.UsageError(f"no output; give one: graphopt {verb} IN -o OUT (OUT may be IN)")
     found = output if output is not None else destination
     assert found is not None
     return found

@@ -11,7 +11,7 @@ import click
 from graphopt.cli import _options
 
 
-@click.command(epilog="\b\nExample:\n  graphopt passes\n  graphopt passes quantize-static")
+@click.command(cls=_options.Command, epilog="\b\nExample:\n  graphopt passes\n  graphopt passes quantize-static")
 @click.argument("name", required=False)
 @_options.output
 def command(name: str | None, as_json: bool, verbose: bool) -> None:
@@ -22,20 +22,15 @@ def command(name: str | None, as_json: bool, verbose: bool) -> None:
     names = [name] if name else list(available())
     described = [_describe(n, get(n)) for n in names]
     if as_json:
-        click.echo(to_json(described[0] if name else {"schema_version": 1, "passes": described}))
+        found = described[0] if name else {"passes": described}
+        click.echo(to_json({"schema_version": 1, **found}))
         return
+    from graphopt.report.text import print_pass, print_passes
+
     if name is None:
-        width = max(len(n) for n in names)
-        for one in described:
-            click.echo(f"{one['name']:<{width}}  {one['contract']:<11}  {one['summary']}")
-        click.echo("\ngraphopt passes NAME tells more about one.")
-        return
-    one = described[0]
-    click.echo(f"{one['name']} ({one['contract']})\n\n{one['description']}\n")
-    for option in one["options"]:
-        click.echo(f"  {option['name']} = {option['default']!r}")
-    if not one["options"]:
-        click.echo("  no options")
+        print_passes(described)
+    else:
+        print_pass(described[0])
 
 
 def _describe(name: str, kind: type[Any]) -> dict[str, Any]:

@@ -11,19 +11,24 @@ from graphopt.cli import _options
 
 
 @click.command(
+    cls=_options.Command,
     epilog="\b\nExample:\n  graphopt quantize model.onnx -o int8.onnx --data calib.npz \\\n"
-    "      --eval-data test.npz --metric accuracy --max-drop 1%"
+    "      --eval-data test.npz --metric accuracy --max-drop 1%",
 )
 @click.argument("model", metavar="IN")
 @click.argument("destination", metavar="[OUT]", required=False)
 @click.option("-o", "--output", metavar="OUT", help="Where to write ('-': stdout).")
-@click.option("--mode", type=click.Choice(["static", "dynamic"]), default="static", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["static", "dynamic"]),
+    default="static",
+    show_default=True,
+    help="Ranges of activations from --data, or found at run time.",
+)
 @click.option(
     "--observer",
     type=click.Choice(["min-max", "percentile", "entropy", "mse"]),
-    default="mse",
-    show_default=True,
-    help="How ranges are chosen.",
+    help="How static ranges are chosen (default mse).",
 )
 @click.option(
     "--weights",
@@ -44,8 +49,7 @@ from graphopt.cli import _options
 @_options.gates
 @_options.model
 @_options.running
-@_options.quiet
-@_options.output
+@_options.result
 def command(model: str, destination: str | None, output: str | None, dry_run: bool, **values: Any) -> None:
     """Quantize IN to 8 bits: exact passes first, then QDQ from real calibration data (static) or none (dynamic).
 
@@ -56,29 +60,23 @@ def command(model: str, destination: str | None, output: str | None, dry_run: bo
     from graphopt.cli._finish import make
     from graphopt.cli.optimize import where
 
-    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
+    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "markdown", "external")}
+    options = _options.api_options(values)
     if dry_run:
-        _plan(model, values, as_json=shown["as_json"])
+        _plan(model, options, shown)
         return
     target = where(output, destination)
-    options = _options.api_options(values)
     make(partial(api.quantize, model, **options), target, **shown)
 
 
-def _plan(model: str, values: dict[str, Any], *, as_json: bool) -> None:
+def _plan(model: str, options: dict[str, Any], shown: dict[str, Any]) -> None:
     from graphopt import api
     from graphopt.cli._finish import to_json
 
-    plan = api.plan_quantization(
-        model, target=values["target"] or "ort-cpu", exclude=values["exclude"], include=values["include"]
-    )
-    if as_json:
+    plan = api.plan_quantization(model, **options)
+    if shown["as_json"]:
         click.echo(to_json(plan))
-        return
-    click.echo(f"would quantize {len(plan['layers'])} layers and {len(plan['light'])} light operators between them")
-    for layer in plan["layers"]:
-        click.echo(f"  {layer}")
-    if plan["skipped"]:
-        click.echo(f"would leave in float: {len(plan['skipped'])} nodes")
-    for skip in plan["skipped"]:
-        click.echo(f"  {skip['site']}: {skip['reason']}")
+    elif not shown["quiet"]:
+        from graphopt.report.text import print_plan
+
+        print_plan(plan, verbose=shown["verbose"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.graph import nodes, opset
 from graphopt.model import is_external, to_proto, weight_bytes
 from graphopt.session import runtime_version
+from graphopt.storage import INLINE_LIMIT
 from graphopt.target import this_cpu
 
 if TYPE_CHECKING:
@@ -23,12 +26,12 @@ SCHEMA_VERSION = 1
 
 def versions(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Who made this document, with which options, on which machine."""
-    shown = {k: v for k, v in options.items() if k not in ("progress", "gates", "image")}
-    plain = {k: v if isinstance(v, (str, int, float, bool, type(None))) else str(v) for k, v in shown.items()}
+    shown = {k: _option(v) for k, v in options.items() if k not in ("progress", "gates", "settings")}
+    shown.update({k: _option(v) for k, v in options["settings"].items()})
     return {
         "schema_version": SCHEMA_VERSION,
         "verb": verb,
-        "options": {**plain, "gates": dict(options["gates"].asked())},
+        "options": {**shown, "gates": dict(options["gates"].asked())},
         "versions": {
             "graphopt": version("graphopt"),
             "python": platform.python_version(),
@@ -39,23 +42,51 @@ def versions(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _option(value: Any) -> Any:
+    """An option as JSON holds it; of data given as a Python object only its type is told."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (tuple, list)) and all(isinstance(v, (str, int, float, os.PathLike)) for v in value):
+        return [_option(v) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _option(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return getattr(value, "__name__", f"({type(value).__name__})")
+
+
 def about(model: ir.Model, source: Any) -> dict[str, Any]:
-    """A model in a few numbers; ``bytes`` is the file's where ``source`` is one, else what would be written."""
-    data = to_proto(model).SerializeToString(deterministic=True) if weight_bytes(model) < 2**31 - 2**26 else b""
-    path = str(source) if isinstance(source, (str, Path)) and str(source) != "-" else None
-    size = len(data) or weight_bytes(model)
-    if path is not None and Path(path).is_file() and not is_external(model):
-        size = Path(path).stat().st_size
+    """A model in a few numbers.
+
+    ``bytes`` and ``sha256`` are those of what ``source`` is (a file, bytes), else of what would be written; weights in
+    a data file count, so that models can be compared by size however they are stored.
+    """
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) and str(source) != "-" else None
+    weights = weight_bytes(model)
+    size, digest = weights, None
+    if path is not None and Path(path).is_file():
+        size, digest = Path(path).stat().st_size + (weights if is_external(model) else 0), file_sha256(path)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        size, digest = len(source), hashlib.sha256(source).hexdigest()
+    elif weights < INLINE_LIMIT:
+        data = to_proto(model).SerializeToString(deterministic=True)
+        size, digest = len(data), hashlib.sha256(data).hexdigest()
     return {
         "path": path,
         "bytes": size,
-        "sha256": hashlib.sha256(data).hexdigest() if data else None,
-        "weight_bytes": weight_bytes(model),
+        "sha256": digest,
+        "weight_bytes": weights,
         "nodes": sum(1 for _ in nodes(model)),
         "opset": opset(model),
         "ir_version": model.ir_version,
         "operators": _histogram(model),
     }
+
+
+def file_sha256(path: str | Path) -> str:
+    """The hash of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _histogram(model: ir.Model) -> dict[str, int]:

@@ -10,13 +10,16 @@ import click
 from graphopt.cli import _options
 
 
-@click.command(epilog="\b\nExample:\n  graphopt run int8.toml")
+@click.command(
+    cls=_options.Command,
+    epilog="\b\nExample:\n  graphopt run int8.toml\n  graphopt run int8.toml --model other.onnx -o other.int8.onnx",
+)
 @click.argument("recipe", metavar="R.toml")
 @click.option("-o", "--output", metavar="OUT", help="Instead of the recipe's output.")
 @click.option("--model", metavar="IN", help="Instead of the recipe's model.")
+@_options.external_roots
 @_options.running
-@_options.quiet
-@_options.output
+@_options.result
 def command(recipe: str, output: str | None, model: str | None, **values: Any) -> None:
     """Do what a recipe says: its model, data, passes, gates and output.
 
@@ -27,7 +30,7 @@ def command(recipe: str, output: str | None, model: str | None, **values: Any) -
     from graphopt.errors import InputError
     from graphopt.recipe import read
 
-    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet")}
+    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "markdown")}
     given = read(recipe)
     if model is not None:
         given.model = model

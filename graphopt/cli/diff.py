@@ -1,0 +1,37 @@
+"""``graphopt diff``."""
+
+from __future__ import annotations
+
+import click
+
+from graphopt.cli import _options
+
+
+@click.command(
+    cls=_options.Command,
+    epilog="\b\nExample:\n  graphopt diff before.onnx after.onnx\n  graphopt diff exported.onnx renamed.onnx --json",
+)
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--names", is_flag=True, help="Count other names of nodes and inner values as differences, too.")
+@_options.external_roots
+@_options.judged
+def command(
+    a: str, b: str, names: bool, external_roots: tuple[str, ...], as_json: bool, verbose: bool, quiet: bool
+) -> int:
+    """Say what changed from A to B: nodes, attributes, wiring, weights, inputs and outputs, shapes, opsets, texts.
+
+    Aligned by structure: other names or another order are no difference. Nothing is run. Exits 1 where there is a
+    difference.
+    """
+    from graphopt.cli._finish import to_json
+    from graphopt.model_diff import diff
+
+    report = diff(a, b, names=names, external_roots=external_roots).as_dict()
+    if as_json:
+        click.echo(to_json(report))
+    elif not quiet:
+        from graphopt.report.diff import print_diff
+
+        print_diff(report, verbose=verbose)
+    return 1 if report["differences"] else 0

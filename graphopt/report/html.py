@@ -1,0 +1,296 @@
+"""The report as one HTML page that needs nothing else: no network, no scripts or fonts from elsewhere.
+
+Every number comes from the report; what is here arranges them, and ``template.html`` draws them. The same report gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import InputError
+from graphopt.report import figures, result
+from graphopt.report.units import plural, ratio, seconds, size
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Report = dict[str, Any]
+
+_TONES = {
+    "changed": "good",
+    "unchanged": "plain",
+    "skipped": "warn",
+    "reverted": "bad",
+    "partly reverted": "warn",
+}
+
+_LAYER = re.compile(
+    r"(?P<operator>\w+): (?P<weights>\w+) weights(?: \((?P<weight_sqnr>[^)]*)\))?"
+    r"(?:, input range (?P<range>\[[^\]]*\]) \((?P<input_sqnr>[^)]*)\))?(?:, (?P<remark>.*))?"
+)
+"""What the quantizing passes say of a layer; what reads differently is shown as it is."""
+
+
+def write(report: Report, path: str | Path) -> None:
+    """Write :func:`render`'s page; what was at ``path`` stays until the new page is complete.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    page = render(report).encode("utf-8", "replace")
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".graphopt-{secrets.token_hex(8)}.tmp"
+    try:
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(page)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; give --report another file") from error
+
+
+def render(report: Report) -> str:
+    """The page, for every report of a verb that makes a model and of ``compare``."""
+    # Whatever JSON cannot hold (numpy scalars, NaN) becomes what the JSON report has in its place.
+    plain = json.loads(json.dumps(report, default=_basic), parse_constant=lambda _: None)
+    return _template().render(_page(plain))
+
+
+def _basic(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["plural"] = plural
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
+    return environment.from_string(files("graphopt.report").joinpath("template.html").read_text(encoding="utf-8"))
+
+
+def _page(report: Report) -> dict[str, Any]:
+    """Everything the template shows; an empty value leaves its section out."""
+    before, after = report["models"] if "models" in report else (report["input"], report.get("output"))
+    names = ("A", "B") if "models" in report else ("original", "result")
+    ledger = report.get("ledger") or []
+    notes = [text.plain for text in result.notes(report)]
+    latency = report.get("latency") or {}
+    return {
+        "verb": report["verb"],
+        "title": _title(report, before, after),
+        "machine": _machine(report),
+        "verdict": _verdict(report),
+        "warnings": [n.removeprefix("WARNING: ") for n in notes if n.startswith("WARNING")],
+        "notes": [n.removeprefix("note: ") for n in notes if not n.startswith("WARNING")],
+        "cards": figures.cards(report, before, after),
+        "gates": report.get("gates") or [],
+        "names": names,
+        "files": _files(before, after, names),
+        "models": _models(before, after),
+        "operators": result.changed_operators(before["operators"], after["operators"]) if after else [],
+        "kept": _kept(before, after) if after else [],
+        "by_type": figures.by_type(before, after),
+        "by_pass": figures.by_pass(before, after, ledger),
+        "ledger": [_entry(entry) for entry in ledger],
+        "ledger_time": seconds(sum(entry["seconds"] for entry in ledger)),
+        "layers": [_layers(entry) for entry in ledger if _quantizing(entry)],
+        "outputs": [figures.output_cells(o) for o in (report.get("comparison") or {}).get("outputs", [])],
+        "compared": (report.get("comparison") or {}).get("samples"),
+        "latency": figures.latencies(latency),
+        "latency_remark": _latency_remark(report),
+        "data": _data(report),
+        "versions": report["versions"],
+        "options": list(_flat(report["options"])),
+        "schema": report["schema_version"],
+    }
+
+
+def _name(model: Report | None, fallback: str) -> str:
+    path = (model or {}).get("path")
+    return "stdout" if path == "-" else Path(path).name if path else fallback
+
+
+def _title(report: Report, before: Report, after: Report | None) -> tuple[str, str, str]:
+    """(what, sign, what)."""
+    if "models" in report:
+        return _name(before, "A"), "against", _name(after, "B")
+    return _name(before, "model"), "→", _name(after, "nothing written" if report.get("exit_code") else "result")
+
+
+def _machine(report: Report) -> str:
+    machine, versions = report["machine"], report["versions"]
+    cpu = f"{machine['cpu']}{' with VNNI' if machine.get('vnni') else ''}"
+    return f"{report['options'].get('target', '')}, ONNX Runtime {versions['onnxruntime']}, {cpu}".removeprefix(", ")
+
+
+def _verdict(report: Report) -> tuple[str, str, str]:
+    """(tone, the word, why)."""
+    gates = report.get("gates") or []
+    failed = [gate for gate in gates if not gate["passed"]]
+    error, comparing = report.get("error"), "models" in report
+    if failed:
+        what = "1 gate failed" if len(failed) == 1 else f"{len(failed)} gates failed"
+        return "bad", what + ("" if comparing else ": nothing was written"), error or ""
+    if error:
+        return "bad", "Nothing was done" if report.get("exit_code") == 3 else "Failed: nothing was written", error
+    written = (report.get("output") or {}).get("path")
+    place = f"written: {written}" if written and written != "-" else ""
+    compared = (report.get("comparison") or {}).get("samples")
+    if compared:
+        place = "; ".join(filter(None, (place, f"compared on {plural(compared, 'sample')}")))
+    if gates:
+        return (
+            "good",
+            {1: "The gate holds", 2: "Both gates hold"}.get(len(gates), f"All {len(gates)} gates hold"),
+            place,
+        )
+    outputs = (report.get("comparison") or {}).get("outputs") or []
+    if outputs and all(output["identical"] for output in outputs):
+        return "good", "The outputs are identical", place
+    return "plain", "No tolerance was asked for" if comparing else "No gate was asked for", place
+
+
+def _files(before: Report, after: Report | None, names: tuple[str, str]) -> list[tuple[str, str, list[str]]]:
+    """(role, remark, file and hash)."""
+    rows = [(names[0], "", [before["path"] or "(model)", f"sha256:{before['sha256'] or '?'}"])]
+    if after is not None:
+        place = {None: "not written", "-": "stdout"}.get(after["path"], after["path"])
+        rows.append((names[1], "", [place, f"sha256:{after['sha256'] or '?'}"]))
+    return rows
+
+
+def _models(before: Report, after: Report | None) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, ratio), one a row."""
+    rows = []
+    for title, key in (("file size", "bytes"), ("weights", "weight_bytes"), ("nodes", "nodes")):
+        shown = str if key == "nodes" else size
+        a, b = before[key], after[key] if after else 0
+        rows.append((title, shown(a), shown(b) if after else "", ratio(b, a) if after else ""))
+    for title, key in (("opset", "opset"), ("IR version", "ir_version")):
+        rows.append((title, str(before[key]), str(after[key]) if after else "", ""))
+    return rows
+
+
+def _kept(before: Report, after: Report) -> list[str]:
+    a, b = before["operators"], after["operators"]
+    return [f"{a[name]} {name}" for name in sorted(a) if b.get(name) == a[name]]
+
+
+def _entry(entry: Report) -> dict[str, Any]:
+    """A pass of the ledger; skips for the same reason are together."""
+    groups: dict[str, list[str]] = {}
+    for skip in entry["skipped"]:
+        groups.setdefault(skip["reason"], []).append(skip["site"])
+    (nodes, nodes_after), (weights, weights_after) = entry["nodes"], entry["weight_bytes"]
+    summary = [plural(len(entry["changes"]), "change")] if entry["changes"] else []
+    summary += [plural(len(entry["skipped"]), "skip")] if entry["skipped"] else []
+    summary += [f"{nodes} → {nodes_after} nodes"] if nodes != nodes_after else []
+    summary += [f"{size(weights)} → {size(weights_after)}"] if abs(weights_after - weights) > weights / 100 else []
+    reason = entry["reason"] or (next(iter(groups), None) if not entry["changes"] else None)
+    return {
+        "name": entry["pass"],
+        "status": entry["status"],
+        "tone": _TONES.get(entry["status"], "plain"),
+        "contract": entry["contract"],
+        "summary": [*summary, seconds(entry["seconds"])],
+        "reason": reason,
+        "changes": entry["changes"],
+        "skips": sorted(groups.items(), key=lambda group: -len(group[1])),
+        "facts": [*_flat(entry["options"]), *_flat(entry["metrics"])],
+        "reproducer": entry["reproducer"],
+    }
+
+
+def _quantizing(entry: Report) -> bool:
+    return entry["pass"].startswith("quantize-") and any(c["action"] == "quantize" for c in entry["changes"])
+
+
+def _layers(entry: Report) -> dict[str, Any]:
+    """What a quantizing pass did, layer by layer; columns that nothing was said for are left out.
+
+    What is no layer with weights of its own is told below them.
+    """
+    rows: list[dict[str, Any]] = []
+    others: dict[str, list[tuple[str, str]]] = {}
+    for change in (c for c in entry["changes"] if c["action"] == "quantize"):
+        match = _LAYER.fullmatch(change["detail"])
+        if match:
+            rows.append({"site": change["site"], **match.groupdict("")})
+        else:
+            operator, _, what = change["detail"].rpartition(": ")
+            others.setdefault(what, []).append((change["site"], operator))
+    best = max(
+        (figures.number(r[key]) for r in rows for key in ("weight_sqnr", "input_sqnr") if _finite(r[key])), default=0.0
+    )
+    for row in rows:
+        for key in ("weight_sqnr", "input_sqnr"):
+            row[f"{key}_bar"] = (
+                min(100.0, figures.Scale(0, best).at(figures.number(row[key]))) if _finite(row[key]) else None
+            )
+            row[f"{key}_value"] = figures.number(row[key]) if row[key] else ""
+    covered = result.coverage(entry)
+    return {
+        "name": entry["pass"],
+        "rows": rows,
+        "others": list(others.items()),
+        "shown": {key: any(row[key] for row in rows) for key in _LAYER.groupindex},
+        "coverage": covered.plain if covered else "",
+        "left": len(entry["skipped"]),
+    }
+
+
+def _finite(text: str) -> bool:
+    return text != "" and figures.number(text) != float("inf")
+
+
+def _latency_remark(report: Report) -> str:
+    found = report.get("latency_ratio")
+    if not found:
+        return ""
+    return (
+        f"Timed by turns. The ratio is the median over pairs of runs: {found['median']:.3f}x, and in 90 % of resamples "
+        f"from {found['low']:.3f}x to {found['high']:.3f}x. A bar goes from the first quartile to the third, its line "
+        "is the median."
+    )
+
+
+def _data(report: Report) -> list[tuple[str, str, list[str]]]:
+    """(role, how many, source and hash)."""
+    rows = []
+    for key, role in (("data", "data" if "models" in report else "calibration"), ("eval_data", "evaluation")):
+        found = report.get(key)
+        if found:
+            left_out = f", {len(found['skipped'])} left out" if found["skipped"] else ""
+            kind = ", synthetic" if found["synthetic"] else ""
+            digest = [f"sha256:{found['sha256']}"] if found["sha256"] else []
+            rows.append((role, f"{plural(found['samples'], 'sample')}{left_out}{kind}", [found["source"], *digest]))
+    return rows
+
+
+def _flat(values: Report, prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is None or value in ([], ""):
+            yield prefix + key, "not given"
+        elif isinstance(value, list):
+            yield prefix + key, ", ".join(map(str, value))
+        else:
+            yield prefix + key, str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,73 @@
+"""A table of text that is never cut: for a terminal, with its last column wrapped, or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Cell = str | Text
+
+_GAP = 3
+_LEAST = 28
+"""Columns left for the last cell below which it goes to a line of its own."""
+
+
+@dataclass
+class Table:
+    """``align`` has one letter a column, ``l`` or ``r``; the last column is for remarks of any length."""
+
+    titles: list[str]
+    align: str
+    rows: list[list[Text]] = field(default_factory=list)
+
+    def add(self, *cells: Cell) -> None:
+        """One row; missing cells are empty."""
+        row = [cell if isinstance(cell, Text) else Text(cell) for cell in cells]
+        self.rows.append(row + [Text()] * (len(self.align) - len(row)))
+
+    def lines(self, console: Console, width: int | None) -> Iterator[Text]:
+        """The table line by line, at most ``width`` columns wide where that is possible."""
+        titles = [Text(title, style="bold") for title in self.titles]
+        rows = [titles, *self.rows] if any(self.titles) else self.rows
+        widths = [max((row[i].cell_len for row in rows), default=0) for i in range(len(self.align) - 1)]
+        start = sum(widths) + _GAP * len(widths)
+        for row in rows:
+            line = Text()
+            for cell, wide, side in zip(row[:-1], widths, self.align, strict=False):
+                pad = Text(" " * (wide - cell.cell_len))
+                line = line + (pad + cell if side == "r" else cell + pad) + Text(" " * _GAP)
+            yield from _with_remark(line, row[-1], start, console, width)
+
+    def markdown(self) -> str:
+        """The table as GitHub reads it."""
+
+        def line(cells: list[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        rule = ["---:" if side == "r" else "---" for side in self.align]
+        body = [line([cell.plain.strip() for cell in row]) for row in self.rows]
+        return "\n".join([line(self.titles), line(rule), *body])
+
+
+def _with_remark(line: Text, remark: Text, start: int, console: Console, width: int | None) -> Iterator[Text]:
+    """``remark`` behind ``line`` where it fits, else wrapped beside it, or below it where there is no room."""
+    if width is None or start + remark.cell_len <= width:
+        whole = line + remark
+        whole.rstrip()
+        yield whole
+        return
+    indent = start if width - start >= _LEAST else 4
+    wrapped = list(remark.wrap(console, max(width - indent, 10)))
+    if indent == start:
+        line = line + wrapped.pop(0)
+    line.rstrip()
+    yield line
+    for more in wrapped:
+        more.rstrip()
+        yield Text(" " * indent) + more

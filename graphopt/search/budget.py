@@ -1,0 +1,80 @@
+"""The largest quantized part that stays inside a budget: layers go back to float, worst first, until the gates hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from graphopt.base import Context, PassResult, Skip
+from graphopt.model import clone
+from graphopt.search.sensitivity import CachedSweep, LayerDamage, escaped, sensitivity
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.passes.quantize_static import QuantizeStatic
+
+Holds = Callable[["ir.Model"], bool]
+
+
+@dataclass
+class Budgeted:
+    """``model`` keeps to the budget with ``excluded`` layers in float; None where not even one quantized layer does."""
+
+    model: ir.Model | None
+    excluded: list[LayerDamage]
+    result: PassResult | None
+    tried: list[tuple[int, bool]] = field(default_factory=list)
+    damages: list[LayerDamage] = field(default_factory=list)
+
+
+def within_budget(model: ir.Model, step: QuantizeStatic, context: Context, holds: Holds) -> Budgeted:
+    """Leave as few layers in float as ``holds`` allows.
+
+    Layers are ranked by the damage each does alone; the number to leave is found by doubling, then halving, each try
+    judged on the whole model. (Damages add up only to first order, so the ranking proposes and ``holds`` decides.)
+
+    Args:
+        model: the float model, simplified; not touched.
+        step: how to quantize; what it excludes already stays excluded.
+        holds: whether a quantized model keeps to the budget.
+    """
+    sweep = CachedSweep(context)
+    once = replace(context, collect=sweep)
+    damages = sensitivity(model, step, once)
+    found = Budgeted(None, [], None, damages=damages)
+
+    def attempt(count: int) -> bool:
+        candidate = clone(model)
+        result = quantize_without(candidate, step, once, [d.layer for d in damages[:count]])
+        kept = bool(result.changes) and holds(candidate)
+        found.tried.append((count, kept))
+        if kept and (found.model is None or count < len(found.excluded)):
+            found.model, found.excluded, found.result = candidate, damages[:count], result
+        return kept
+
+    low, count = 0, 1  # zero has been tried: the caller would not be here
+    while count < len(damages) and not attempt(count):
+        low, count = count, count * 2
+    high = min(count, len(damages))
+    while found.model is not None and high - low > 1:
+        middle = (low + high) // 2
+        if attempt(middle):
+            high = middle
+        else:
+            low = middle
+    if found.result is not None:
+        why = "left in float to keep to the budget: alone it brings the worst output to {:.1f} dB SQNR"
+        by_name = {d.layer: d for d in found.excluded}
+        found.result.skipped = [
+            Skip(s.site, f"{by_name[s.site].op_type}: " + why.format(by_name[s.site].sqnr)) if s.site in by_name else s
+            for s in found.result.skipped
+        ]
+    return found
+
+
+def quantize_without(model: ir.Model, step: QuantizeStatic, context: Context, excluded: Sequence[str]) -> PassResult:
+    """Quantize ``model`` in place by ``step``, with these layers left in float too."""
+    names = tuple(f"re:^{escaped(name)}$" for name in excluded)
+    return replace(step, exclude=(*step.exclude, *names)).run(model, context)

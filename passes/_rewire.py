@@ -1,0 +1,64 @@
+"""Letting one value stand for another: names of outputs survive, and no body hands out what it did not make."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from graphopt.passes._weights import drop_unread
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OFF = "switched off after a failed verification"
+
+
+def name_counts(model: ir.Model) -> Counter[str]:
+    """How often each value name is defined; bodies beside each other may use the same."""
+    found: Counter[str] = Counter()
+    for graph in model.graphs():
+        found.update(v.name for v in graph.inputs if v.name)
+        found.update(name for name, v in graph.initializers.items() if not v.is_graph_input())
+        found.update(v.name for node in graph for v in node.outputs if v.name)
+    return found
+
+
+def stuck(old: ir.Value, new: ir.Value, names: Counter[str]) -> str | None:
+    """Why nobody can read ``new`` in place of ``old``, or None."""
+    if not old.is_graph_output():
+        return None
+    producer = new.producer()
+    if producer is None or producer.graph is not old.graph:
+        return "its result is an output, and what it would be replaced by is no result of a node in the same graph"
+    if new.is_graph_output():
+        return "its result and what it would be replaced by are outputs under two names"
+    if old.name and names[old.name] > 1:
+        return f"a body has a value of the same name, '{old.name}', so that the output's name cannot move"
+    return None
+
+
+def substitute(old: ir.Value, new: ir.Value) -> None:
+    """Let everybody read ``new``; where ``old`` is an output, ``new`` takes over its name and declaration."""
+    if old.is_graph_output():
+        name, old.name = old.name, None
+        new.name = name
+        new.type, new.shape = old.type or new.type, old.shape
+        new.doc_string = old.doc_string or new.doc_string
+        new.metadata_props.update(old.metadata_props)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def remove(dead: Iterable[ir.Node]) -> None:
+    """Take out nodes whose results nobody reads any more, and the constants that only they read."""
+    read: dict[ir.Value, None] = {}
+    for node in dead:
+        read.update(dict.fromkeys(v for v in node.inputs if v is not None))
+        if node.graph is not None:
+            node.graph.remove([node], safe=True)
+    drop_unread(*read)
+
+
+def unread(value: ir.Value) -> bool:
+    """Whether nothing reads the value and it is no output."""
+    return not value.is_graph_output() and not value.uses()

@@ -1,0 +1,103 @@
+"""Store equal weights once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
+from graphopt.graph import bodies
+from graphopt.model import tensor_buffer
+from graphopt.passes._rewire import OFF
+
+_CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class DeduplicateWeights(Pass):
+    """Initializers with the same type, shape and bytes become one; a body reads that of the graph around it.
+
+    Weights are hashed where they lie, a slice at a time, and only those that share type and shape with another.
+    Initializers that a caller may override and those that are outputs stay as they are.
+    """
+
+    name: ClassVar[str] = "deduplicate-weights"
+    contract: ClassVar[Contract] = "exact"
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        result = PassResult()
+        counts: dict[Any, int] = {}
+        free = [v for graph in model.graphs() for v in graph.initializers.values() if _outline(v) is not None]
+        for value in free:
+            counts[_outline(value)] = counts.get(_outline(value), 0) + 1
+        for graph, visible in _scopes(model.graph, []):
+            self._graph(graph, visible, counts, context, result)
+        overridable = sum(v.is_graph_input() for v in model.graph.initializers.values())
+        if overridable:
+            why = f"{overridable} initializers are graph inputs too, so a caller may replace them one by one"
+            result.skipped.append(Skip("(graph)", why))
+        if not result.changes and not result.skipped:
+            result.skipped.append(Skip("(graph)", "no two weights are equal"))
+        return result
+
+    def _graph(
+        self,
+        graph: ir.Graph,
+        visible: list[dict[Any, ir.Value]],
+        counts: dict[Any, int],
+        context: Context,
+        result: PassResult,
+    ) -> None:
+        for name, value in list(graph.initializers.items()):
+            outline = _outline(value)
+            if outline is None or counts[outline] < 2:
+                continue
+            key = (outline, _hash(value.const_value))
+            first = next((known[key] for known in visible if key in known), None)
+            if first is None:
+                visible[-1][key] = value
+                continue
+            reason = None
+            if value.is_graph_output():
+                reason = "it is an output of its graph"
+            elif value.meta.get("quant_parameter_tensor_names") or value.doc_string or value.metadata_props:
+                reason = "it is annotated or documented"
+            elif not context.allows(self.name, name):
+                reason = OFF
+            if reason is not None:
+                result.skipped.append(Skip(name, f"equal to '{first.name}', but {reason}"))
+                continue
+            result.changes.append(Change("eliminate", name, f"equal to '{first.name}'"))
+            value.replace_all_uses_with(first)
+            del graph.initializers[name]
+
+
+def _scopes(graph: ir.Graph, outer: list[dict[Any, ir.Value]]) -> Iterator[tuple[ir.Graph, list[dict[Any, ir.Value]]]]:
+    """Every graph with the tables of weights seen from it, its own (empty at first) last."""
+    visible = [*outer, {}]
+    yield graph, visible
+    for node in graph:
+        for body in bodies(node):
+            yield from _scopes(body, visible)
+
+
+def _outline(value: ir.Value) -> Any:
+    """(type, shape) of a weight that nobody can override, or None."""
+    if value.is_graph_input() or value.const_value is None:
+        return None
+    return (value.const_value.dtype, tuple(value.const_value.shape.numpy()))
+
+
+def _hash(tensor: ir.TensorProtocol | None) -> Any:
+    assert tensor is not None
+    if tensor.dtype.is_string():
+        return tuple(tensor.numpy().reshape(-1).tolist())
+    digest = hashlib.sha256()
+    view = memoryview(tensor_buffer(tensor))
+    for start in range(0, len(view), _CHUNK):
+        digest.update(view[start : start + _CHUNK])
+    return digest.digest()

@@ -1,0 +1,167 @@
+"""upgrade-opset: old models load at a later opset with the same numbers, names and metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from support import MODELS, apply, build, fixture_feeds, node, ops, reasons, run
+
+from graphopt.errors import PreconditionError
+from graphopt.passes.upgrade_opset import UpgradeOpset
+
+RNG = np.random.default_rng(4)
+IMAGE = [1, 2, 4, 4]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def _classifier(opset: int) -> onnx.ModelProto:
+    weights = {"w": normal(4, 2, 3, 3), "g": normal(4), "b": normal(4), "m": normal(4), "v": np.abs(normal(4))}
+    return build(
+        [
+            node("Conv", ["x", "w"], "c", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            node("BatchNormalization", ["c", "g", "b", "m", "v"], "n"),
+            node("MaxPool", ["n"], "p", kernel_shape=[2, 2], strides=[2, 2]),
+            node("Dropout", ["p"], "d"),
+            node("ReduceMean", ["d"], "r", axes=[2, 3], keepdims=0),
+            node("Softmax", ["r"], "y", axis=1),
+        ],
+        {"x": ["batch", 2, 4, 4]},
+        {"y": ["batch", 4]},
+        weights,
+        opset=opset,
+        ir_version=3,
+        inputs_too=True,
+    )
+
+
+def _softmax_of_an_image(opset: int) -> onnx.ModelProto:
+    """Before 13 Softmax flattened; the converter makes several nodes of it, with one name."""
+    return build([node("Softmax", ["x"], "s"), node("Neg", ["s"], "y")], {"x": IMAGE}, {"y": IMAGE}, opset=opset)
+
+
+def _attributes_that_became_inputs(opset: int) -> onnx.ModelProto:
+    made = [
+        node("Unsqueeze", ["x"], "u", axes=[0]),
+        node("Squeeze", ["u"], "q", axes=[0]),
+        node("Split", ["q"], ["a", "b"], axis=1, split=[1, 1]),
+        node("Add", ["a", "b"], "t"),
+    ]
+    if opset < 11:
+        made += [node("Clip", ["t"], "k", min=-1.0, max=1.0), node("Pad", ["k"], "e", pads=[0, 0, 1, 1, 0, 0, 1, 1])]
+    else:
+        made += [node("Neg", ["t"], "e")]
+    made.append(node("ReduceSum", ["e"], "y", axes=[1], keepdims=1))
+    return build(made, {"x": IMAGE}, ["y"], opset=opset, ir_version=4)
+
+
+def _upsample(opset: int) -> onnx.ModelProto:
+    if opset < 9:
+        made = [node("Upsample", ["x"], "y", scales=[1.0, 1.0, 2.0, 2.0])]
+    elif opset == 9:
+        scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32))
+        made = [node("Constant", [], "s", value=scales), node("Upsample", ["x", "s"], "y")]
+    else:
+        scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32))
+        empty = numpy_helper.from_array(np.zeros(0, np.float32))
+        made = [node("Constant", [], "s", value=scales), node("Constant", [], "roi", value=empty)]
+        made.append(node("Resize", ["x", "s"] if opset == 10 else ["x", "roi", "s"], "y"))
+    return build(made, {"x": IMAGE}, ["y"], opset=opset, ir_version=4)
+
+
+def _branches(opset: int) -> onnx.ModelProto:
+    info = helper.make_tensor_value_info
+    branch = [
+        helper.make_graph(
+            [node("Unsqueeze", ["x"], f"u{i}", axes=[0]), node("Squeeze", [f"u{i}"], f"o{i}", axes=[0])],
+            f"b{i}",
+            [],
+            [info(f"o{i}", 1, IMAGE)],
+        )
+        for i in (0, 1)
+    ]
+    made = [node("If", ["c"], "y", then_branch=branch[0], else_branch=branch[1])]
+    return build(made, {"x": IMAGE}, ["y"], {"c": np.array(True)}, opset=opset, ir_version=4)
+
+
+MAKERS: list[Callable[[int], onnx.ModelProto]] = [
+    _classifier,
+    _softmax_of_an_image,
+    _attributes_that_became_inputs,
+    _upsample,
+    _branches,
+]
+
+
+@pytest.mark.parametrize("opset", range(7, 13))
+@pytest.mark.parametrize("make", MAKERS, ids=lambda m: m.__name__.strip("_"))
+def test_the_same_model_at_thirteen(make: Callable[[int], onnx.ModelProto], opset: int) -> None:
+    proto = make(opset)
+    proto.doc_string, proto.producer_name, proto.graph.doc_string = "doc", "me", "graph doc"
+    proto.graph.node[0].doc_string = "first"
+    helper.set_model_props(proto, {"author": "me"})
+    made, entry = apply(proto, UpgradeOpset())
+    assert entry.changes[0].detail == f"opset {opset} -> 13"
+    assert made.opset_import[0].version == 13
+    names = [n.name for n in made.graph.node if n.name]
+    assert len(set(names)) == len(names)
+    assert set(names) >= {n.name for n in proto.graph.node}
+    assert next(n for n in made.graph.node if n.name == proto.graph.node[0].name).doc_string == "first"
+    assert (made.doc_string, made.producer_name, made.graph.doc_string) == ("doc", "me", "graph doc")
+    assert list(made.metadata_props) == list(proto.metadata_props)
+    assert list(made.graph.input) == list(proto.graph.input)
+    assert list(made.graph.output) == list(proto.graph.output)
+    feeds = {"x": normal(*IMAGE)}
+    np.testing.assert_allclose(run(made, feeds)["y"], run(proto, feeds)["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_value_docs_survive() -> None:
+    proto = _attributes_that_became_inputs(9)
+    value = helper.make_tensor_value_info("t", 1, ["batch", 1, 4, 4])
+    value.doc_string = "the sum"
+    proto.graph.value_info.append(value)
+    made, _ = apply(proto, UpgradeOpset())
+    assert next(v for v in made.graph.value_info if v.name == "t") == value
+
+
+def test_the_fixtures_and_a_custom_operator() -> None:
+    proto = onnx.load(MODELS / "opset11.onnx")
+    made, _ = apply(proto, UpgradeOpset())
+    feeds = fixture_feeds("opset11", 1)[0]
+    np.testing.assert_allclose(run(made, feeds)["probabilities"], run(proto, feeds)["probabilities"], atol=1e-6)
+    proto = build(
+        [node("Squeeze", ["x"], "s", axes=[0]), node("Mystery", ["s"], "y", domain="com.example")],
+        {"x": [1, 4]},
+        ["y"],
+        opset=11,
+        domains=["com.example"],
+    )
+    made, entry = apply(proto, UpgradeOpset())
+    assert entry.changes
+    assert "Mystery" in ops(made)
+    assert {o.domain for o in made.opset_import} == {"", "com.example"}
+
+
+def test_a_recent_model_is_left_and_an_unknown_opset_refused() -> None:
+    proto = build([node("Neg", ["x"], "y")], {"x": [1]}, ["y"], opset=17)
+    made, entry = apply(proto, UpgradeOpset())
+    assert "at opset 17 already" in reasons(entry)["(graph)"]
+    assert made.SerializeToString() == proto.SerializeToString()
+    with pytest.raises(PreconditionError, match="opset 99 is not known"):
+        apply(proto, UpgradeOpset(to=99))
+
+
+def test_a_converter_that_fails_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("No Adapter From Version 8\nfor Scan")
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", fail)
+    with pytest.raises(PreconditionError, match=r"from opset 8 to 13 .*Scan.*export it again at opset 13") as caught:
+        apply(build([node("Neg", ["x"], "y")], {"x": [1]}, ["y"], opset=8, ir_version=4), UpgradeOpset())
+    assert "\n" not in str(caught.value)
