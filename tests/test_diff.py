@@ -19,8 +19,8 @@ from test_align import MODELS, copied, renamed
 
 import graphopt
 from graphopt.cli import run
-from graphopt.model_diff import SECTIONS, Diff, Difference, diff
 from graphopt.errors import ModelError
+from graphopt.model_diff import SECTIONS, Diff, Difference, diff
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "graphopt" / "demo" / "digits.onnx"
