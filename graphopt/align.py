@@ -16,11 +16,11 @@ from typing import Any
 
 import onnx
 
-from graphopt.errors import InputError
+from graphopt.errors import InputError, ModelError
 from graphopt.external import shown
 from graphopt.model import ModelLike, load, read_proto, to_proto
 from graphopt.numbering import EXACT, LOOSE, SHAPE, Numbers, Place, Side, View, opsets
-from graphopt.residue import dense_tensors
+from graphopt.residue import dense_tensors, graphs
 from graphopt.structure import check_proto
 
 Pairs = Sequence[tuple[str, str]]
@@ -96,7 +96,20 @@ def _proto(source: ModelLike) -> tuple[onnx.ModelProto]:
     else:
         where, proto = f"the {type(source).__name__} given", to_proto(load(source))
     check_proto(proto, where)
+    if not all(isinstance(text, str) for text in _texts(proto)):
+        raise ModelError(f"{where} has names that are no text (UTF-8); export it again")
     return (proto,)
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[Any]:
+    """What is sorted and printed here and was not looked at before; protobuf gives bytes where it is no text."""
+    for graph in (*graphs(proto), *proto.functions):
+        ports = () if isinstance(graph, onnx.FunctionProto) else (*graph.input, *graph.output)
+        for value in (*ports, *graph.value_info):
+            yield value.name
+            yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+        for node in graph.node:
+            yield from (text for a in node.attribute for text in (a.name, a.ref_attr_name))
 
 
 def pair_names(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:

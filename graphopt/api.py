@@ -393,4 +393,16 @@ def _as_pass(item: Any) -> Pass:
     raise InputError(f"{item!r} is no pass; give a name, a Pass or a callable")
 
 
-__all__ = ["CompareResult", "Diff", "Options", "Result", "compare", "diff", "extract", "inspect", "optimize", "quantize", "run"]
+__all__ = [
+    "CompareResult",
+    "Diff",
+    "Options",
+    "Result",
+    "compare",
+    "diff",
+    "extract",
+    "inspect",
+    "optimize",
+    "quantize",
+    "run",
+]

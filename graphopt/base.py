@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from graphopt.data import Dataset
     from graphopt.statistics import Statistics
@@ -76,6 +78,8 @@ class Context:
     external_roots: tuple[Path, ...] = ()
     disabled: Collection[tuple[str, str]] = frozenset()
     """(pass name, site) pairs that a failed verification has ruled out; see :meth:`allows`."""
+    channel_means: Callable[[ir.Model, Mapping[str, int]], dict[str, NDArray[np.float64]]] | None = None
+    """Set by the pipeline: means per channel on calibration data, by value name and channel axis."""
     collect: Callable[[ir.Model, Sequence[str], bool], Statistics] | None = None
     """Set by the manager: one statistics sweep, cached for the run."""
 

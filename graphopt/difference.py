@@ -10,7 +10,7 @@ import onnx
 
 from graphopt.align import Pairing
 from graphopt.external import shown
-from graphopt.numbering import Side, View, domain, opsets, tensors_of
+from graphopt.numbering import Side, View, domain, kind_inside, opsets, tensors_of
 from graphopt.tensors import compare_tensors, element_type, type_name
 
 _LONG = 60
@@ -124,7 +124,7 @@ def types(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> list[Edit]:
 def denotations(value: onnx.TypeProto) -> str:
     """What the type and its dims are said to stand for."""
     dims: Any = value.tensor_type.shape.dim if value.HasField("tensor_type") else ()
-    return cut(", ".join(text for text in (value.denotation, *(d.denotation for d in dims)) if text) or "none")
+    return cut(", ".join(shown(text) for text in (value.denotation, *(d.denotation for d in dims)) if text) or "none")
 
 
 def attribute_text(side: Side, attribute: onnx.AttributeProto) -> str:
@@ -136,22 +136,23 @@ def attribute_text(side: Side, attribute: onnx.AttributeProto) -> str:
     tensors = list(tensors_of(attribute))
     if tensors:
         return ", ".join(_tensor_text(side, tensor) for tensor in tensors)
+    if not attribute.type:
+        typed = onnx.AttributeProto()
+        typed.CopyFrom(attribute)
+        typed.type = kind_inside(attribute)
+        attribute = typed
     value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, (bytes, str)):
-        return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
-    if isinstance(value, float):
-        return f"{value:.9g}"
+    if isinstance(value, (bytes, str, int, float, onnx.TypeProto)):
+        return _value_text(value)
+    return f"[{', '.join(_value_text(one) for one in value)}]"
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
     if isinstance(value, onnx.TypeProto):
         return describe(value)
-    one = (
-        [
-            f"{v:.9g}" if isinstance(v, float) else v.decode(errors="replace") if isinstance(v, bytes) else str(v)
-            for v in value
-        ]
-        if not isinstance(value, int)
-        else None
-    )
-    return str(value) if one is None else f"[{', '.join(one)}]"
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _tensor_text(side: Side, tensor: Any) -> str:

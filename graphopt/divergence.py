@@ -304,16 +304,15 @@ def trace(layers: Mapping[str, Layer]) -> None:
     A value that differs while all it leads to agrees is another value that got its name (or its place) when nodes were
     fused: what is computed from a wrong value is wrong.
     """
-    readers: dict[str, list[Layer]] = {name: [] for name in layers}
-    for layer in layers.values():
-        for name in layer.match.sources:
-            readers[name].append(layer)
-    for layer in reversed(list(layers.values())):
-        after = [one for one in readers[layer.match.a] if not one.nondeterministic]
+    readers: dict[str, set[str]] = {name: set() for name in layers}  # past those that are another value themselves
+    for name, layer in reversed(list(layers.items())):
+        after = [layers[one] for one in readers[name] if not layers[one].nondeterministic]
         if layer.differs and after:
             agree = all(not one.differs for one in after)
             recovered = layer.lowest < _NOTHING and all(one.effective >= _MUCH for one in after)
             layer.elsewhere = agree or recovered
+        for source in layer.match.sources:
+            readers[source] |= readers[name] if layer.elsewhere else {name}
     for layer in layers.values():
         behind = [layers[name] for name in layer.match.sources]
         read = [one.effective if one.judged else one.inputs for one in behind]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 _SHOWN = 8
+_LIGHT = 1024  # bytes: smaller weights may be shapes
 
 
 def cut_out(
@@ -331,13 +332,27 @@ def _types(model: ir.Model, values: Sequence[ir.Value]) -> dict[str, tuple[Any, 
 
 
 def typed(model: ir.Model) -> ir.Model:
-    """A copy with the types that onnx can infer; it stops at operators it does not know."""
-    inferred = clone(model)
+    """A copy with the types and shapes that onnx can infer; it stops at operators it does not know."""
+    import onnx
+
+    twin, light = clone(model), clone(model)
+    for name, value in list(light.graph.initializers.items()):
+        if value.const_value is None or value.const_value.nbytes > _LIGHT:
+            del light.graph.initializers[name]  # inference needs its type, not its numbers
+            value.const_value = None
+            if value not in light.graph.inputs:
+                light.graph.inputs.append(value)
     try:
-        ir_passes.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+        graph = onnx.shape_inference.infer_shapes(to_proto(light), data_prop=True).graph
     except Exception:  # a hint, and no more
-        return model
-    return inferred
+        return twin
+    # Not onnx_ir.passes.common.ShapeInferencePass: it makes tensors of sequences (1.1.0).
+    infos = {info.name: info for info in (*graph.value_info, *graph.output)}
+    for node in twin.graph:
+        for value in node.outputs:
+            if value.name in infos and (value.type is None or value.shape is None):
+                ir.serde.deserialize_value_info_proto(infos[value.name], value)
+    return twin
 
 
 def _computed(model: ir.Model, names: list[str]) -> dict[str, tuple[Any, Any]]:

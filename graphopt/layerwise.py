@@ -6,22 +6,24 @@ are accumulated, values are dropped. ONNX Runtime's optimizations are off, so th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt.align import align
 from graphopt.divergence import BLOCK, Distance, Layer, Match, Tolerances, findings, trace
 from graphopt.errors import InputError, RuntimeFailure
 from graphopt.extraction import by_onnx_ir, reads, typed
 from graphopt.gates import parse_size
-from graphopt.graph import constant, is_op, label
+from graphopt.graph import constant, is_op, label, static_shape
+from graphopt.model import clone
 from graphopt.session import Session, tap_chunks
 from graphopt.validation import RANDOM_OPS
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     Feeds = Mapping[str, NDArray[Any]]
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 MEMORY = 1 << 30
 """Bytes: what the values of one round may take together, unless said otherwise."""
 
+_MEASURED = 16  # values of unknown shape measured at once
 _HUGE = 1e30
 _HUGE_HALF = 6e4
 _UNREADABLE = frozenset({"BFLOAT16", "INT4", "UINT4", "INT2", "UINT2"})  # and every FLOAT below 16 bits
@@ -77,28 +80,16 @@ def match_values(a: ir.Model, b: ir.Model) -> tuple[list[Match], list[str]]:
     By structure where graphopt can align the two, and by equal name for the rest: what graphopt makes keeps the names.
     """
     a = typed(a)
-    theirs = {v.name: v for v in (*b.graph.inputs, *(v for node in b.graph for v in node.outputs)) if v.name}
-    aligned = {mine: other for mine, other in _aligned(a, b).items() if other in theirs}
-    used = set(aligned.values())
+    pairs = _pairs(a, b)
     live = {v for v in a.graph.inputs if not v.is_initializer()}
     sources: dict[ir.Value, frozenset[str]] = {}
     matches: list[Match] = []
     unmatched: list[str] = []
-
-    def add(value: ir.Value, node: str, op_type: str, behind: frozenset[str]) -> None:
-        name = value.name or ""
-        other = aligned.get(name) or (name if name in theirs and name not in used else None)
-        if other is None:
-            unmatched.append(name)
-            return
-        before, after = _quantized(value, theirs[other])
-        if op_type or after is not None:  # an input is the same in both, unless B quantizes it
-            matches.append(Match(name, before, after, node, op_type, behind))
-            sources[value] = frozenset({name})
-
-    for value in a.graph.inputs:
-        if value in live and value.name in theirs:
-            add(value, "", "", frozenset())
+    for value in [v for v in a.graph.inputs if v in live]:
+        before, after = pairs.get(value.name or "", ("", None))
+        if after is not None:  # an input is the same in both, unless B quantizes it
+            matches.append(Match(value.name or "", before, after, "", "", frozenset()))
+            sources[value] = frozenset({value.name or ""})
     for node in a.graph:
         read = list(reads(node))
         if not any(v in live for v in read) and node.op_type not in RANDOM_OPS:
@@ -107,22 +98,32 @@ def match_values(a: ir.Model, b: ir.Model) -> tuple[list[Match], list[str]]:
         for value in node.outputs:
             live.add(value)
             sources[value] = behind
-            if value.name and _readable(value):
-                add(value, label(node), node.op_type, behind)
+            name = value.name or ""
+            if name in pairs and _readable(value):
+                matches.append(Match(name, *pairs[name], label(node), node.op_type, behind))
+                sources[value] = frozenset({name})
+            elif name and name not in pairs:
+                unmatched.append(name)
     return matches, unmatched
 
 
-def _aligned(a: ir.Model, b: ir.Model) -> dict[str, str]:
-    """By structure. Where nodes were fused, several values of A stand for one of B, and only the last is that value."""
-    found = align(a, b)
-    last = {
-        found.values[name]: name for node in a.graph for v in node.outputs if (name := v.name or "") in found.values
-    }
-    return {
-        mine: other
-        for mine, other in found.values.items()
-        if found.how[mine] == "same" or last.get(other, mine) == mine
-    }
+def _pairs(a: ir.Model, b: ir.Model) -> dict[str, tuple[str, str | None]]:
+    """A's values -> (B's, B's after quantization), in A's order.
+
+    Where nodes were fused, several values of A stand for one of B, and only the last of them is that value.
+    """
+    theirs = {v.name: v for v in (*b.graph.inputs, *(v for node in b.graph for v in node.outputs)) if v.name}
+    aligned = align(a, b)
+    used = set(aligned.values.values())
+    found: dict[str, tuple[str, str | None]] = {}
+    last: dict[str, str] = {}
+    for value in (*a.graph.inputs, *(v for node in a.graph for v in node.outputs)):
+        name = value.name or ""
+        other = aligned.values.get(name) or (name if name not in used else "")
+        if other in theirs:
+            found[name] = _quantized(value, theirs[other])
+            last[found[name][0]] = name
+    return {n: pair for n, pair in found.items() if last[pair[0]] == n or aligned.how.get(n) == "same"}
 
 
 def _quantized(mine: ir.Value, other: ir.Value) -> tuple[str, str | None]:
@@ -182,7 +183,7 @@ def compare_layers(
     with _Of("A"):
         # A quarter: A's values twice (is it deterministic?), and B's with those after its DequantizeLinear.
         inner = [m.a for m in matches if m.a not in fed]
-        chunks = tap_chunks(typed(a), inner, first, cap=memory // 4, threads=threads) if inner else [[]]
+        chunks = _chunks(a, inner, first, memory // 4, threads)
     chunks[0] = [*(m.a for m in matches if m.a in fed), *chunks[0]]
     for index, chunk in enumerate(chunks):
         if progress is not None:
@@ -190,6 +191,46 @@ def compare_layers(
         _compare_chunk(a, b, feeds, [layers[name] for name in chunk], threads)
     trace(layers)
     return list(layers.values())
+
+
+def _chunks(model: ir.Model, names: Sequence[str], feed: Feeds, cap: int, threads: int | None) -> list[list[str]]:
+    """``names`` in groups whose values take at most ``cap`` bytes, where shapes follow from those of the inputs.
+
+    The others are measured, a few at a time: measuring keeps what it measures alive.
+    """
+    sizes = _sizes(model, feed)
+    chunks: list[list[str]] = [[]]
+    total = 0
+    for name in (n for n in names if n in sizes):
+        if chunks[-1] and total + sizes[name] > cap:
+            chunks.append([])
+            total = 0
+        chunks[-1].append(name)
+        total += sizes[name]
+    rest = [n for n in names if n not in sizes]
+    fed = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
+    for start in range(0, len(rest), _MEASURED):
+        group = rest[start : start + _MEASURED]
+        chunks += tap_chunks(typed(by_onnx_ir(model, fed, group)), group, feed, cap=cap, threads=threads)
+    return chunks
+
+
+def _sizes(model: ir.Model, feed: Feeds) -> dict[str, int]:
+    """Bytes by name, as far as onnx can infer shapes from those of ``feed``."""
+    fixed = clone(model)
+    for value in fixed.graph.inputs:
+        if (value.name or "") in feed:
+            value.shape = ir.Shape(feed[value.name or ""].shape)
+    made = [v for node in fixed.graph for v in node.outputs]
+    for value in made:
+        value.shape = None  # declared for symbolic inputs, it would stand in the way
+    found: dict[str, int] = {}
+    for node in typed(fixed).graph:
+        for value in node.outputs:
+            shape = static_shape(value)
+            if shape is not None and value.dtype is not None and value.dtype != ir.DataType.STRING:
+                found[value.name or ""] = math.prod(shape) * value.dtype.bitwidth // 8
+    return found
 
 
 class _Of:

@@ -126,7 +126,7 @@ class Side:
         loaded = self.read(tensor)
         try:
             return hashlib.sha256(tensor_buffer(loaded)).digest()
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # onnx-ir raises whatever it met
             raise ModelError(
                 f"tensor '{shown(tensor.name)}' holds other data than its type and shape say; export the model again"
             ) from error
@@ -165,7 +165,7 @@ class Side:
     def content(self, attribute: onnx.AttributeProto, level: int = EXACT) -> Hashable:
         """An attribute's value as a key; bodies are left out, they are numbered with what they capture."""
         kinds = onnx.AttributeProto
-        kind = attribute.type or _kind(attribute)
+        kind = attribute.type or kind_inside(attribute)
         if attribute.ref_attr_name:
             return "reference", attribute.ref_attr_name
         if kind in (kinds.GRAPH, kinds.GRAPHS):
@@ -203,7 +203,7 @@ def tensors_of(attribute: onnx.AttributeProto) -> Iterator[Any]:
     yield from attribute.sparse_tensors
 
 
-def _kind(attribute: onnx.AttributeProto) -> int:
+def kind_inside(attribute: onnx.AttributeProto) -> int:
     """The type of an attribute that only its content tells (IR version 1)."""
     kinds = onnx.AttributeProto
     for name, kind in (

@@ -19,17 +19,21 @@ from graphopt.manager import VERIFY, PassManager, RunResult
 from graphopt.model import ModelLike, interface, load, to_proto
 from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
-from graphopt.statistics import Statistics, collect
+from graphopt.statistics import Statistics, channel_means, collect
 from graphopt.storage import save
 from graphopt.target import get_target
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     import onnx_ir as ir
     from numpy.typing import NDArray
 
     from graphopt.data import Dataset
     from graphopt.model import ValueSpec
+
+
+_MEAN_SAMPLES = 32  # calibration samples that the means per channel are taken over: means settle fast
 
 
 @dataclass
@@ -288,7 +292,13 @@ def _context(model: ir.Model, options: Options, report: dict[str, Any]) -> Conte
             progress=lambda done: context.progress(done, total, "calibrating"),
         )
 
+    def means(changed: ir.Model, axes: Mapping[str, int]) -> dict[str, NDArray[np.float64]]:
+        assert context.data is not None
+        inputs, _ = interface(changed)
+        return channel_means(changed, axes, _Feeds(context.data.take(_MEAN_SAMPLES), inputs), threads=options.threads)
+
     context.collect = sweep
+    context.channel_means = means
     return context
 
 

@@ -239,3 +239,41 @@ def _batch(feed: Mapping[str, NDArray[Any]]) -> int:
     """The samples stacked in one feed: the leading dim, where all inputs agree on it."""
     leading = {a.shape[0] if a.ndim else 1 for a in feed.values()}
     return max(leading.pop(), 1) if len(leading) == 1 else 1
+
+
+def channel_means(
+    model: ir.Model,
+    axes: Mapping[str, int],
+    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    *,
+    cap: int = TAP_CHUNK_BYTES,
+    threads: int | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """The mean of each value per index of its channel axis, over all samples and positions: float64[channels].
+
+    ``axes``: value name -> axis (negative counts from the end). NaN and Inf are left out. A sweep apart from
+    :func:`collect`, whose taps come in the runtime's own layout; a mean needs few samples.
+
+    Raises:
+        RuntimeFailure: the model does not load or run.
+    """
+    first = next(iter(feeds), None)
+    if first is None or not axes:
+        return {}
+    totals: dict[str, NDArray[np.float64]] = {}
+    counts: dict[str, NDArray[np.float64]] = {}
+    inner = [n for n in axes if n not in first]
+    for number, chunk in enumerate(tap_chunks(model, inner, first, cap=cap, threads=threads) or [[]]):
+        session = Session(model, taps=chunk, threads=threads, outputs=False) if chunk else None
+        for feed in feeds:
+            arrays = session.run(feed, chunk) if session is not None else {}
+            if number == 0:
+                arrays |= {n: feed[n] for n in axes if n in feed}
+            for name, array in arrays.items():
+                rest = tuple(i for i in range(array.ndim) if i != axes[name] % array.ndim)
+                finite = np.isfinite(array)
+                total = np.sum(array, axis=rest, dtype=np.float64, where=finite)
+                zero = np.zeros_like(total)
+                totals[name] = totals.get(name, zero) + total
+                counts[name] = counts.get(name, zero) + np.sum(finite, axis=rest, dtype=np.float64)
+    return {name: totals[name] / np.maximum(counts[name], 1) for name in totals}

@@ -56,8 +56,9 @@ def compare_tensors(a: Side, x: Any, b: Side, y: Any) -> dict[str, Any]:
         return _compare(first, second, x.data_type == y.data_type)
     except GraphoptError:
         raise
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"tensor '{shown(x.name)}' or '{shown(y.name)}' does not fit its type: {error}") from error
+    except Exception as error:  # onnx-ir and numpy raise whatever they met
+        names = f"tensor '{shown(x.name)}' or '{shown(y.name)}'"
+        raise ModelError(f"{names} does not fit its type and shape; export the model again") from error
 
 
 def _unknown(elements: int) -> dict[str, Any]:

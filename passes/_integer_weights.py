@@ -62,6 +62,23 @@ def round_weight(
     return IntegerWeight(np.ascontiguousarray(data), stored_scale, zero, axis, kind, sqnr)
 
 
+def output_shift(weight: IntegerWeight, stored: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much rounding the weights moves the mean of each output channel: ``E[(W~ - W) x]``, float64[channels].
+
+    ``mean`` is the input's, per input channel. The bias takes it back (bias correction, Nagel et al. 2019, section
+    4.2); where a convolution pads with zeros the inputs' mean is a little lower at the border, which is left out.
+    """
+    shape = [1] * stored.ndim
+    shape[weight.axis] = -1
+    integers = weight.data.astype(np.float64) - weight.zero_point.astype(np.float64).reshape(shape)
+    error = np.moveaxis(integers * weight.scale.astype(np.float64).reshape(shape) - stored, weight.axis, 0)
+    per_input = error.reshape(error.shape[0], error.shape[1], -1).sum(axis=2)  # [outputs, inputs of one group]
+    groups = len(mean) // per_input.shape[1]
+    means = mean.reshape(groups, -1).repeat(per_input.shape[0] // groups, axis=0)
+    shift: NDArray[np.float64] = np.sum(per_input * means, axis=1)
+    return shift
+
+
 def bias_floor(bias: NDArray[Any], input_scale: float) -> NDArray[np.float64]:
     """The least weight scale per channel with which the bias still fits int32 at scale ``input_scale * weight_scale``.
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from graphopt.graph import bodies
 from graphopt.passes._weights import drop_unread
 
 if TYPE_CHECKING:
@@ -24,7 +25,30 @@ def name_counts(model: ir.Model) -> Counter[str]:
     return found
 
 
-def stuck(old: ir.Value, new: ir.Value, names: Counter[str]) -> str | None:
+class Names:
+    """Which graphs define a name, and how graphs are nested: whether a name may move up to an earlier node."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._parents: dict[ir.Graph, ir.Graph] = {}
+        self._graphs: dict[str, list[ir.Graph]] = {}
+        for graph in model.graphs():
+            self._parents |= {body: graph for node in graph for body in bodies(node)}
+            values = (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs))
+            for name in dict.fromkeys(v.name for v in values if v.name):
+                self._graphs.setdefault(name, []).append(graph)
+
+    def shadowed(self, value: ir.Value) -> bool:
+        """Whether a body below the value's graph has a value of the same name, which hides it where it comes first."""
+        return any(self._below(graph, value.graph) for graph in self._graphs.get(value.name or "", ()))
+
+    def _below(self, graph: ir.Graph, outer: ir.Graph | ir.Function | None) -> bool:
+        above = self._parents.get(graph)
+        while above is not None and above is not outer:
+            above = self._parents.get(above)
+        return above is not None
+
+
+def stuck(old: ir.Value, new: ir.Value, names: Names) -> str | None:
     """Why nobody can read ``new`` in place of ``old``, or None."""
     if not old.is_graph_output():
         return None
@@ -33,7 +57,7 @@ def stuck(old: ir.Value, new: ir.Value, names: Counter[str]) -> str | None:
         return "its result is an output, and what it would be replaced by is no result of a node in the same graph"
     if new.is_graph_output():
         return "its result and what it would be replaced by are outputs under two names"
-    if old.name and names[old.name] > 1:
+    if names.shadowed(old):
         return f"a body has a value of the same name, '{old.name}', so that the output's name cannot move"
     return None
 

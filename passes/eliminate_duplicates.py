@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ import onnx_ir as ir
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import STANDARD_DOMAINS, bodies, constant, label
 from graphopt.model import tensor_buffer
-from graphopt.passes._rewire import OFF, name_counts, remove, stuck, substitute
+from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute
 from graphopt.validation import RANDOM_OPS
 
 _SMALL = 1024
@@ -37,7 +36,7 @@ class EliminateDuplicates(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         result = PassResult()
-        names = name_counts(model)
+        names = Names(model)
         keys = _Keys()
         for graph in list(model.graphs()):
             self._graph(graph, keys, names, context, result)
@@ -45,7 +44,7 @@ class EliminateDuplicates(Pass):
             result.skipped.append(Skip("(graph)", "no two nodes compute the same"))
         return result
 
-    def _graph(self, graph: ir.Graph, keys: _Keys, names: Counter[str], context: Context, result: PassResult) -> None:
+    def _graph(self, graph: ir.Graph, keys: _Keys, names: Names, context: Context, result: PassResult) -> None:
         seen: dict[Any, ir.Node] = {}
         for node in list(graph):
             key = keys.of(node)
@@ -76,7 +75,7 @@ def _never(node: ir.Node) -> str | None:
     return None
 
 
-def _stuck(node: ir.Node, first: ir.Node, names: Counter[str]) -> str | None:
+def _stuck(node: ir.Node, first: ir.Node, names: Names) -> str | None:
     moved = [(old, new) for old, new in zip(node.outputs, first.outputs, strict=True) if old.name]
     return next((why for old, new in moved if (why := stuck(old, new, names)) is not None), None)
 

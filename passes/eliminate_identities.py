@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ import onnx_ir as ir
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import attribute, constant_array, is_op, label, nodes, opset
 from graphopt.passes._facts import Facts
-from graphopt.passes._rewire import OFF, name_counts, remove, stuck, substitute, unread
+from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute, unread
 
 _ROUNDS = 4
 _OPEN = 2**31 - 1
@@ -48,7 +47,7 @@ class EliminateIdentities(Pass):
 
     def _round(self, model: ir.Model, context: Context) -> tuple[list[Change], list[Skip]]:
         judge = _Judge(Facts(model), opset(model))
-        names = name_counts(model)
+        names = Names(model)
         changes: list[Change] = []
         skipped: list[Skip] = []
         dead: list[ir.Node] = []
@@ -71,7 +70,7 @@ class EliminateIdentities(Pass):
         remove(n for n in dict.fromkeys(inner) if n.graph is not None and unread(n.outputs[0]))
         return changes, skipped
 
-    def _reason(self, node: ir.Node, verdict: ir.Value | str, names: Counter[str], context: Context) -> str | None:
+    def _reason(self, node: ir.Node, verdict: ir.Value | str, names: Names, context: Context) -> str | None:
         if isinstance(verdict, str):
             return verdict
         if any(v.name and not unread(v) for v in node.outputs[1:]):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import attribute, constant_array, is_op, label, nodes, opset, value_names
-from graphopt.passes._rewire import OFF, name_counts, remove
+from graphopt.passes._rewire import OFF, Names, remove
 from graphopt.passes._weights import add_constant, drop_unread
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _Fuser:
         self.model = model
         self.version = opset(model)
         self.taken = value_names(model)
-        self.names = name_counts(model)
+        self.names = Names(model)
 
     def plan(self, node: ir.Node) -> _Plan | str | None:
         """What to do, or why nothing is done; None: no arithmetic with a layer's output and a constant."""
@@ -115,7 +115,7 @@ class _Fuser:
             return f"its constant of shape {list(operand.shape)} is not one number per output channel"
         if node.op_type in ("Mul", "Div") and not np.all(operand.astype(np.float64)):
             return "a factor is 0, which would hide NaN and Inf"
-        if self.names[node.outputs[0].name or ""] > 1:
+        if self.names.shadowed(node.outputs[0]):
             return "a body has a value of the same name, so that the name of its result cannot move"
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import attribute, constant_array, is_op, label, nodes, opset
 from graphopt.passes._facts import Facts
-from graphopt.passes._rewire import OFF, name_counts, remove, stuck, substitute, unread
+from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute, unread
 
 _SHAPERS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _OPPOSITE = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}
@@ -49,7 +48,7 @@ class MergeReshapes(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         result = PassResult()
-        names = name_counts(model)
+        names = Names(model)
         planner = _Planner(Facts(model), opset(model))
         for node in list(nodes(model)):
             if node.graph is None:
@@ -72,7 +71,7 @@ class MergeReshapes(Pass):
             result.skipped.append(Skip("(graph)", "no two reshapes, transposes, squeezes or casts follow each other"))
         return result
 
-    def _reason(self, node: ir.Node, first: ir.Node, plan: _Merge, names: Counter[str], context: Context) -> str | None:
+    def _reason(self, node: ir.Node, first: ir.Node, plan: _Merge, names: Names, context: Context) -> str | None:
         if plan.gone:
             why = stuck(node.outputs[0], plan.source, names)
             if why is not None:

@@ -13,13 +13,23 @@ from graphopt.errors import PreconditionError
 from graphopt.graph import constant_array, is_op, label, nodes, opset, value_names
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
 from graphopt.passes._coverage import Coverage
-from graphopt.passes._integer_weights import IntegerWeight, WeightKind, bias_floor, round_bias, round_weight
+from graphopt.passes._integer_weights import (
+    IntegerWeight,
+    WeightKind,
+    bias_floor,
+    output_shift,
+    round_bias,
+    round_weight,
+)
 from graphopt.passes._placement import Layer, Placement, check_patterns, clip_bounds, place
 from graphopt.passes._qdq import Affine, Writer, affine, redirect
 from graphopt.passes._weights import drop_unread
 from graphopt.target import Target, get_target, this_cpu
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from graphopt.statistics import Statistics
 
 WEIGHTS = ("auto", "s8", "s7", "u8")
@@ -31,13 +41,14 @@ class QuantizeStatic(Pass):
 
     ``observer``: how a value's range is chosen (``min-max``, ``percentile``, ``entropy``, ``mse``). ``weights``: ``s8``
     (saturates on x86 without VNNI), ``s7`` (7-bit int8, exact everywhere, 6 dB coarser), ``u8`` (zero point 128, exact
-    everywhere, slow on depthwise convolutions) or ``auto``, per layer. ``exclude`` and ``include``: node names, globs,
-    ``re:`` expressions or operator types.
+    everywhere, slower) or ``auto``, per layer. ``bias_correction`` takes back what rounding the weights does to the
+    mean of each output channel. ``exclude`` and ``include``: node names, globs, ``re:`` expressions or operator types.
     """
 
     observer: str = "mse"
     percentile: float = 99.999
     weights: str = "auto"
+    bias_correction: bool = True
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     name: ClassVar[str] = "quantize-static"
@@ -101,15 +112,25 @@ class QuantizeStatic(Pass):
         for value in dict.fromkeys(placement.quantized.values()):
             low, high = observe(statistics.values[value.name or ""], self.observer, percentile=self.percentile)
             ranges[value] = affine(low, high, clip_bounds(value) or (-math.inf, math.inf))
+        means = self._means(model, placement, context)
         writer = Writer(model, value_names(model))
         kinds: dict[str, int] = {}
         for layer in placement.layers:
-            change, kind = self._quantize_layer(layer, placement, ranges, statistics, writer, context)
+            mean = means.get(layer.data.name or "")
+            change, kind = self._quantize_layer(layer, placement, ranges, statistics, writer, context, mean)
             result.changes.append(change)
             kinds[kind] = kinds.get(kind, 0) + 1
         self._quantize_values(placement, ranges, writer, result)
         result.metrics["weight_kinds"] = kinds
         result.metrics["light_operators"] = len(placement.light)
+
+    def _means(self, model: ir.Model, placement: Placement, context: Context) -> dict[str, NDArray[np.float64]]:
+        """The mean of each layer's input per input channel, where a bias can take back what they cause."""
+        if not self.bias_correction or context.channel_means is None:
+            return {}
+        layers = [layer for layer in placement.layers if layer.bias_site is not None]
+        axes = {layer.data.name or "": 1 if layer.node.op_type == "Conv" else -1 for layer in layers}
+        return context.channel_means(model, axes)
 
     def _quantize_layer(
         self,
@@ -119,6 +140,7 @@ class QuantizeStatic(Pass):
         statistics: Statistics,
         writer: Writer,
         context: Context,
+        mean: NDArray[np.float64] | None,
     ) -> tuple[Change, str]:
         """Integer weights and bias of one layer, written."""
         source = placement.quantized[layer.data]
@@ -133,7 +155,8 @@ class QuantizeStatic(Pass):
         weight = self._weight(layer, stored, floor, input_sqnr, context)
         layer.node.replace_input_with(1, writer.weight(old_weight, weight, layer.node))
         if site is not None and old_bias is not None and bias is not None:
-            integers, scale = round_bias(bias.reshape(-1), data.scale, weight.scale)
+            shift = output_shift(weight, stored, mean) if mean is not None else 0.0
+            integers, scale = round_bias(bias.reshape(-1) - shift, data.scale, weight.scale)
             site[0].replace_input_with(site[1], writer.bias(old_bias, integers, scale, layer.node))
         drop_unread(old_weight, old_bias)
         detail = (
@@ -148,7 +171,7 @@ class QuantizeStatic(Pass):
             kind: WeightKind = self.weights  # type: ignore[assignment]
             return round_weight(stored, layer.axis, kind, least_scale=floor)
         if layer.depthwise or (context.this_cpu and not this_cpu().saturates):
-            # The depthwise kernel widens to 16 bits before it multiplies: exact on every CPU (tools/bench/saturation.py).
+            # The depthwise kernel widens to 16 bits before it multiplies: exact everywhere (tools/bench/saturation.py).
             return round_weight(stored, layer.axis, "s8", least_scale=floor)
         narrow = round_weight(stored, layer.axis, "s7", least_scale=floor)
         if narrow.sqnr >= input_sqnr:

@@ -639,6 +639,30 @@ def test_any_single_mutation_is_a_difference(model: onnx.ModelProto, data: st.Da
     assert diff(shuffled, model).differences
 
 
+def test_attributes_without_a_type_are_read_by_their_content() -> None:
+    def model(alpha: float) -> onnx.ModelProto:
+        made = builders.model(
+            [helper.make_node("LeakyRelu", ["x"], ["y"])], [builders.value("x")], [builders.value("y")]
+        )
+        made.graph.node[0].attribute.add(name="alpha", f=alpha)  # as IR version 1 wrote it
+        return made
+
+    assert only(diff(model(0.5), model(0.25)), "nodes").edits == (("alpha", "0.5", "0.25"),)
+
+
+def test_a_tensor_of_another_type_than_its_data_is_refused() -> None:
+    broken = builders.relu()
+    broken.graph.initializer.add(name="w", data_type=TensorProto.INT16, dims=[1], float_data=[1.0])
+    with pytest.raises(ModelError, match="'w'"):
+        diff(broken, builders.relu())
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    data = builders.relu().SerializeToString().replace(b"N", b"\xff")
+    with pytest.raises(ModelError, match="no text"):
+        diff(onnx.ModelProto.FromString(data), builders.relu())
+
+
 def test_names_come_out_printable(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     other = builders.mlp()
     other.graph.node[1].name = "[bold]\x1b[31mred"

@@ -122,14 +122,13 @@ def test_the_optimized_demo_does_not_part_either() -> None:
 
 def test_every_float_value_of_a_quantized_model_gets_its_sqnr(quantized: Path) -> None:
     layers, found = layers_of(DIGITS, quantized, digits(16))
+    assert not any(layer.elsewhere for layer in layers.values())
     floats = [layer for layer in layers.values() if layer.kind == "f"]
     assert len(floats) >= 25
     assert all(layer.lowest > 10 for layer in floats)
     read_quantized = [layer for layer in floats if layer.match.after is not None]
     assert len(read_quantized) >= 12
     assert all(v["quantized"]["sqnr_db"] is not None for v in found["values"] if v["quantized"])
-    stem = layers["/act/Relu_output_0"]
-    assert stem.effective <= stem.lowest + 1e-9 or stem.direct.sqnr < stem.effective
     assert layers["image"].direct.sqnr == float("inf")
     assert 40 < layers["image"].effective < 70
     assert found["first"]["value"] == "image"
@@ -259,7 +258,7 @@ def made(wrong):
 
 feeds = [{{"v0": np.full((1, 500_000), i + 1, np.float32)}} for i in range(2)]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-report, _ = layerwise(made(None), made(170), lambda: feeds, Tolerances(), memory="200MB", threads=1)
+report, _ = layerwise(made(None), made(170), lambda: feeds, Tolerances(), memory="100MB", threads=1)
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 print(report["first"]["node"], len(report["values"]), round(grown), flush=True)
 """
@@ -274,7 +273,7 @@ def test_three_hundred_nodes_stay_within_the_memory_given() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     node, count, grown = done.stdout.split()
     assert (node, count) == ("n170", "300")
-    assert int(grown) < 450
+    assert int(grown) < 400
 
 
 # The verb
