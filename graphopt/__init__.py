@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_API = ("optimize", "quantize", "compare", "diff", "extract", "run", "inspect", "Result", "CompareResult", "Diff")
+_API = (
+    "optimize",
+    "quantize",
+    "compare",
+    "diff",
+    "extract",
+    "run",
+    "sensitivity",
+    "inspect",
+    "Result",
+    "CompareResult",
+    "Diff",
+)
 _ERRORS = ("GraphoptError", "InputError", "ModelError", "DataError", "GateFailed", "NothingDone", "RuntimeFailure")
 
 if TYPE_CHECKING:
@@ -27,6 +39,7 @@ if TYPE_CHECKING:
     from graphopt.api import optimize as optimize
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run
+    from graphopt.api import sensitivity as sensitivity
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GateFailed as GateFailed
     from graphopt.errors import GraphoptError as GraphoptError

@@ -15,15 +15,15 @@ from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
 from graphopt.foreign import foreign
 from graphopt.gates import GateResult, MetricResult, drop_gate, measure
-from graphopt.graph import label, opset
+from graphopt.graph import label
 from graphopt.inspection import inspect_model
 from graphopt.judge import metric_dict, sqnr_gate
 from graphopt.layerwise import layerwise as compare_inner
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike, interface
-from graphopt.model_diff import Diff
-from graphopt.model_diff import diff as _diff
+from graphopt.model_diff import Diff, diff
 from graphopt.pipeline import (
+    DEFAULT_PASSES,
     Options,
     Result,
     as_metric,
@@ -31,9 +31,11 @@ from graphopt.pipeline import (
     load_samples,
     make,
     merge_options,
+    prepare,
     read_source,
     with_report,
 )
+from graphopt.ranking import sensitivity
 from graphopt.recipe import Recipe, read
 from graphopt.registry import create
 from graphopt.report.document import about, versions
@@ -43,9 +45,6 @@ from graphopt.validation import Comparison, compare_sessions, random_feeds, runn
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-DEFAULT_PASSES = ("fold-constants", "fuse-batchnorm", "remove-unused", "simplify", "remove-unused")
-"""What ``optimize`` runs without a recipe: exact passes only."""
 
 
 @dataclass
@@ -129,7 +128,7 @@ def quantize(
     why = runnable(loaded) if mode == "static" else None
     if why is not None:
         raise InputError(f"static quantization has to run the model and cannot: {why}; try --mode dynamic, or optimize")
-    pipeline = [*_prepare(loaded, merged.target), create(f"quantize-{mode}", settings)]
+    pipeline = [*prepare(loaded, merged.target), create(f"quantize-{mode}", settings)]
     return make(loaded, pipeline, merged, verb="quantize", named=source, must=f"quantize-{mode}")
 
 
@@ -146,13 +145,6 @@ def _quantization(
             raise InputError(f"{name} is one string; give a list of patterns: [{patterns!r}]")
     chosen: dict[str, Any] = {"weights": weights, "exclude": tuple(exclude), "include": tuple(include)}
     return {"observer": observer or "mse", **chosen} if mode == "static" else chosen
-
-
-def _prepare(model: ir.Model, target: str) -> list[Pass]:
-    """What runs before quantization: an operator set the target can quantize in, and the exact passes."""
-    wanted = get_target(target).opset
-    upgrade = [create("upgrade-opset", {"to": wanted})] if 0 < opset(model) < wanted else []
-    return [*upgrade, *(create(name, {}) for name in DEFAULT_PASSES)]
 
 
 def plan_quantization(
@@ -176,7 +168,7 @@ def plan_quantization(
     settings = _quantization(mode, observer, weights, exclude, include)
     merged.settings = {"mode": mode, **settings}
     loaded, source = read_source(model, merged)
-    prepared = PassManager(_prepare(loaded, merged.target), verify="off").run(loaded).model
+    prepared = PassManager(prepare(loaded, merged.target), verify="off").run(loaded).model
     quantizer = create(f"quantize-{mode}", settings)
     quantizer.check(prepared)
     if mode == "static":
@@ -366,18 +358,6 @@ def extract(
     return Result(piece, report)
 
 
-def diff(a: ModelLike, b: ModelLike, *, names: bool = False, external_roots: Sequence[str | Path] = ()) -> Diff:
-    """What changed from A to B, aligned by structure: other names or another order are no difference.
-
-    ``result.differences`` counts, ``result.as_dict()`` is what ``graphopt diff --json`` prints; ``names`` makes other
-    names of nodes and inner values differences, too. Nothing is run.
-
-    Raises:
-        InputError: a model cannot be used, or weights that have to be compared are missing.
-    """
-    return _diff(a, b, names=names, external_roots=external_roots)
-
-
 def inspect(model: ModelLike, **options: Any) -> dict[str, Any]:
     """What is in a model, as the object ``graphopt inspect --json`` prints."""
     return inspect_model(model, **options)
@@ -405,4 +385,5 @@ __all__ = [
     "optimize",
     "quantize",
     "run",
+    "sensitivity",
 ]

@@ -66,6 +66,8 @@ class RunResult:
     model: ir.Model
     ledger: list[LedgerEntry]
     notes: list[str]
+    exact: ir.Model | None = None
+    """The model as the first approximate pass found it; None where none changed anything."""
 
     @property
     def reverted(self) -> list[LedgerEntry]:
@@ -122,7 +124,7 @@ class PassManager:
             else:
                 run.apply(step)
         run.close()
-        return RunResult(run.model, run.ledger, list(run.notes))
+        return RunResult(run.model, run.ledger, list(run.notes), run.exact)
 
 
 class _Run:
@@ -140,6 +142,7 @@ class _Run:
         self.verified = 0  # how many of them are known to be right
         self.verifier: Verifier | None = None
         self.ledger: list[LedgerEntry] = []
+        self.exact: ir.Model | None = None
         self.notes: dict[str, None] = {}
         self.distrusted: list[Pass] = []  # reverted whole: not run again
         self.reverted: dict[tuple[str, str], str] = {}  # (pass, site) -> why it is switched off
@@ -187,6 +190,8 @@ class _Run:
         entry.seconds += time.perf_counter() - started
         entry.nodes = (_count(before), _count(self.model))
         entry.weight_bytes = (weight_bytes(before), weight_bytes(self.model))
+        if entry.changes and pass_.contract != "exact" and self.exact is None:
+            self.exact = before
         if entry.changes and pass_.contract == "exact":
             self.steps.append(_Step(pass_, entry, before))
 

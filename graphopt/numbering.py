@@ -203,7 +203,7 @@ def tensors_of(attribute: onnx.AttributeProto) -> Iterator[Any]:
     yield from attribute.sparse_tensors
 
 
-def kind_inside(attribute: onnx.AttributeProto) -> int:
+def kind_inside(attribute: onnx.AttributeProto) -> onnx.AttributeProto.AttributeType:
     """The type of an attribute that only its content tells (IR version 1)."""
     kinds = onnx.AttributeProto
     for name, kind in (

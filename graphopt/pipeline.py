@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
-from graphopt.base import Context, Gates, Pipeline, Progress
+from graphopt.base import Context, Gates, Pass, Pipeline, Progress
 from graphopt.errors import GateFailed, GraphoptError, InputError, ModelError, NothingDone
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
+from graphopt.graph import opset
 from graphopt.judge import Verdict, judge
 from graphopt.manager import VERIFY, PassManager, RunResult
 from graphopt.model import ModelLike, interface, load, to_proto
 from graphopt.recipe import Recipe
+from graphopt.registry import create
 from graphopt.report.document import about, file_sha256, versions
+from graphopt.search.budget import keep_to_budget
 from graphopt.statistics import Statistics, channel_means, collect
 from graphopt.storage import save
 from graphopt.target import get_target
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from graphopt.data import Dataset
     from graphopt.model import ValueSpec
 
+
+DEFAULT_PASSES = ("fold-constants", "fuse-batchnorm", "remove-unused", "simplify", "remove-unused")
+"""What ``optimize`` runs without a recipe: exact passes only."""
 
 _MEAN_SAMPLES = 32  # calibration samples that the means per channel are taken over: means settle fast
 
@@ -53,6 +59,7 @@ class Options:
     image: Any = None
     external_roots: Sequence[str | Path] = ()
     time: float = 2.0
+    search: bool = True
     strict: bool = False
     progress: Progress | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -223,20 +230,23 @@ def make(
         "data": None,
         "eval_data": None,
         "ledger": [],
+        "sensitivity": None,
         **Verdict().as_dict(),
         "notes": [],
         "reproducer": None,
         "exit_code": 0,
         "error": None,
     }
-    context = _context(model, options, report)
+    context = make_context(model, options, report)
     context.progress(0, None, "running the passes")
     result = PassManager(pipeline, verify=options.verify, raise_preconditions=(must,) if must else False).run(
         model, context
     )
+    _nothing_done(result, must, report)
+    if options.search:
+        report["sensitivity"] = keep_to_budget(result, pipeline, model, context, options.gates, metric)
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"] += result.notes
-    _nothing_done(result, must, report)
     report["output"] = about(result.model, None)
     approximate = any(e.contract == "approximate" and e.changes for e in result.ledger)
     context.progress(0, None, "comparing with the original")
@@ -257,7 +267,8 @@ def make(
     return Result(result.model, report)
 
 
-def _context(model: ir.Model, options: Options, report: dict[str, Any]) -> Context:
+def make_context(model: ir.Model, options: Options, report: dict[str, Any]) -> Context:
+    """What passes may ask for: the data, loaded and checked (``report`` is told), and sweeps over it."""
     context = Context(
         original=model,
         target=options.target,
@@ -347,3 +358,10 @@ def _merge_notes(notes: list[str], more: list[str]) -> None:
         _, _, reason = note.partition(": ")
         notes[:] = [n for n in notes if not reason or not n.endswith(reason)]
         notes.append(note)
+
+
+def prepare(model: ir.Model, target: str) -> list[Pass]:
+    """What runs before quantization: an operator set the target can quantize in, and the exact passes."""
+    wanted = get_target(target).opset
+    upgrade = [create("upgrade-opset", {"to": wanted})] if 0 < opset(model) < wanted else []
+    return [*upgrade, *(create(name, {}) for name in DEFAULT_PASSES)]

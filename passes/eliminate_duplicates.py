@@ -46,6 +46,7 @@ class EliminateDuplicates(Pass):
 
     def _graph(self, graph: ir.Graph, keys: _Keys, names: Names, context: Context, result: PassResult) -> None:
         seen: dict[Any, ir.Node] = {}
+        dead: list[ir.Node] = []
         for node in list(graph):
             key = keys.of(node)
             first = seen.setdefault(key, node)
@@ -62,7 +63,8 @@ class EliminateDuplicates(Pass):
             for old, new in zip(node.outputs, first.outputs, strict=True):
                 if old.name:
                     substitute(old, new)
-            remove([node])
+            dead.append(node)
+        remove(dead)  # not before: a constant that only a dead node reads may be the first of its equals
 
 
 def _never(node: ir.Node) -> str | None:

@@ -82,7 +82,8 @@ def test_a_model_whose_layers_all_lie_in_an_if_is_refused_with_the_reason(tmp_pa
     folder = _needs("silero-vad-if")
     output = tmp_path / "int8.onnx"
     done = _graphopt(
-        "quantize", str(folder / "model.onnx"), "-o", str(output), "--data", str(folder / "calibration.npz"), "--time", "0"
+        "quantize", str(folder / "model.onnx"), "-o", str(output), "--data", str(folder / "calibration.npz"),
+        "--time", "0",
     )  # fmt: skip
     assert done.returncode == 3
     assert "body of an If" in done.stderr
@@ -93,8 +94,10 @@ def test_a_model_whose_layers_all_lie_in_an_if_is_refused_with_the_reason(tmp_pa
 def test_optimize_is_exact_and_never_larger(name: str, tmp_path: Path) -> None:
     folder = _needs(name)
     output = tmp_path / "small.onnx"
-    done = _graphopt("optimize", str(folder / "model.onnx"), "-o", str(output), "--data", str(folder / "calibration.npz"),
-                     "--samples", "4", "--time", "0", "--strict", "--json")  # fmt: skip
+    done = _graphopt(
+        "optimize", str(folder / "model.onnx"), "-o", str(output), "--data", str(folder / "calibration.npz"),
+        "--samples", "4", "--time", "0", "--strict", "--json",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert output.stat().st_size <= (folder / "model.onnx").stat().st_size

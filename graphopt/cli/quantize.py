@@ -40,6 +40,7 @@ from graphopt.cli import _options
 @click.option(
     "--exclude", multiple=True, metavar="P", help="Leave in float: name, glob, re:..., operator (repeatable)."
 )
+@click.option("--exclude-from", metavar="S.json", help="Leave in float what graphopt sensitivity --json suggests.")
 @click.option("--include", multiple=True, metavar="P", help="Quantize only these (repeatable).")
 @click.option(
     "--dry-run", is_flag=True, help="Print what would be quantized and why the rest would not; write nothing."
@@ -50,11 +51,14 @@ from graphopt.cli import _options
 @_options.model
 @_options.running
 @_options.result
-def command(model: str, destination: str | None, output: str | None, dry_run: bool, **values: Any) -> None:
+def command(
+    model: str, destination: str | None, output: str | None, dry_run: bool, exclude_from: str | None, **values: Any
+) -> None:
     """Quantize IN to 8 bits: exact passes first, then QDQ from real calibration data (static) or none (dynamic).
 
     What stays in float is listed with the reason. The result is compared with the original on data it was not
-    calibrated with, timed against it, and written only if every gate you gave holds.
+    calibrated with, timed against it, and written only if every gate you gave holds. Where --max-drop or --min-sqnr
+    would fail, the layers that hurt most go back to float until it holds.
     """
     from graphopt import api
     from graphopt.cli._finish import make
@@ -62,6 +66,10 @@ def command(model: str, destination: str | None, output: str | None, dry_run: bo
 
     shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "markdown", "external")}
     options = _options.api_options(values)
+    if exclude_from is not None:
+        from graphopt.ranking import excluded_layers
+
+        options["exclude"] = [*options.get("exclude", ()), *excluded_layers(exclude_from)]
     if dry_run:
         _plan(model, options, shown)
         return

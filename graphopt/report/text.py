@@ -157,6 +157,25 @@ def _outputs(outputs: list[dict[str, Any]]) -> Table:
     return table
 
 
+def print_sensitivity(report: dict[str, Any], *, verbose: bool = False, stream: IO[str] | None = None) -> None:
+    """What ``graphopt sensitivity`` has to say: layers, worst first."""
+    table = Table(["layer", "operator", "damage", "SQNR alone", ""], "llrrl")
+    chosen = set(report["suggested"])
+    layers = report["layers"] if verbose else report["layers"][: 2 * SHOWN]
+    total = sum(layer["damage"] or 0.0 for layer in report["layers"])
+    for layer in layers:
+        share = f"{100 * layer['damage'] / total:.1f} %" if total else ""
+        sqnr = "exact" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f} dB"
+        table.add(layer["layer"], layer["op_type"], share, sqnr, "leave in float" if layer["layer"] in chosen else "")
+    with _page(stream) as page:
+        page.block(page.table(table))
+        more = len(report["layers"]) - len(layers)
+        if more > 0:
+            page.lines([dim(f"{plural(more, 'more layer')} below; -v shows all")])
+        if not chosen:
+            page.block([dim("no few layers do most of the damage; quantize --max-drop finds how many to leave")])
+
+
 def print_inspection(reports: list[dict[str, Any]], *, verbose: bool = False, stream: IO[str] | None = None) -> None:
     """What ``graphopt inspect`` has to say; several models stand side by side."""
     with _page(stream) as page:

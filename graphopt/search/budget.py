@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from graphopt.base import Context, PassResult, Skip
+from graphopt.base import Context, Gates, PassResult, Pipeline, Skip, flatten
+from graphopt.errors import RuntimeFailure
+from graphopt.judge import judge
+from graphopt.manager import RunResult
 from graphopt.model import clone
+from graphopt.passes.quantize_static import QuantizeStatic
 from graphopt.search.sensitivity import CachedSweep, LayerDamage, escaped, sensitivity
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.passes.quantize_static import QuantizeStatic
+    from graphopt.gates import Metric
+
+LEAST = 40
+"""With fewer evaluation samples than twice this, the search uses all that judge; else every other one."""
 
 Holds = Callable[["ir.Model"], bool]
 
@@ -57,8 +64,8 @@ def within_budget(model: ir.Model, step: QuantizeStatic, context: Context, holds
     low, count = 0, 1  # zero has been tried: the caller would not be here
     while count < len(damages) and not attempt(count):
         low, count = count, count * 2
-    high = min(count, len(damages))
-    while found.model is not None and high - low > 1:
+    high = min(count, len(damages))  # all of them in float would be no quantization, so that is never tried
+    while high - low > 1:
         middle = (low + high) // 2
         if attempt(middle):
             high = middle
@@ -78,3 +85,46 @@ def quantize_without(model: ir.Model, step: QuantizeStatic, context: Context, ex
     """Quantize ``model`` in place by ``step``, with these layers left in float too."""
     names = tuple(f"re:^{escaped(name)}$" for name in excluded)
     return replace(step, exclude=(*step.exclude, *names)).run(model, context)
+
+
+def keep_to_budget(
+    result: RunResult, pipeline: Pipeline, original: ir.Model, context: Context, gates: Gates, metric: Metric | None
+) -> list[dict[str, Any]] | None:
+    """Where static quantization misses ``max_drop`` or ``min_sqnr``, leave the layers that hurt most in float.
+
+    Changes ``result`` where a set of layers keeps to the budget; returns every layer's damage, or None where nothing
+    had to be searched.
+    """
+    step = next((p for p in flatten(pipeline) if isinstance(p, QuantizeStatic)), None)
+    entry = next((e for e in result.ledger if step is not None and e.name == step.name), None)
+    budget = Gates(max_drop=gates.max_drop, min_sqnr=gates.min_sqnr, certify=gates.certify)
+    judging = context.eval_data or context.data
+    if step is None or entry is None or result.exact is None or judging is None or not budget.asked():
+        return None
+    chosen_on = judging if len(judging) < 2 * LEAST else judging.subset(range(0, len(judging), 2))
+    searching = replace(context, eval_data=chosen_on)
+
+    def holds(candidate: ir.Model) -> bool:
+        verdict = judge(
+            original, candidate, searching, budget, metric=metric, sizes=(1, 1), seconds=0, approximate=False
+        )
+        return not verdict.failed
+
+    try:
+        if holds(result.model):
+            return None
+        found = within_budget(result.exact, step, searching, holds)
+    except RuntimeFailure:  # a model that does not run here is judged, and refused, by the gates themselves
+        return None
+    if found.model is None or found.result is None:
+        result.notes.append(
+            "no quantized part keeps to the budget: layers went back to float worst first, until one was left"
+        )
+    else:
+        result.model = found.model
+        entry.changes, entry.skipped, entry.metrics = found.result.changes, found.result.skipped, found.result.metrics
+        result.notes.append(
+            f"{len(found.excluded)} of {len(found.damages)} layers were left in float to keep to the budget; they were "
+            f"chosen on {len(chosen_on)} of the {len(judging)} samples that judge"
+        )
+    return [damage.as_dict() for damage in found.damages]

@@ -95,8 +95,10 @@ def _refused(change: str) -> tuple[onnx.ModelProto, str]:
 
 @pytest.mark.parametrize(
     "change",
-    ["rank 3", "declared only", "column", "broadcast changes shape", "three axes", "integers", "opset 6"]
-    + ["overridable", "output"],
+    [
+        *("rank 3", "declared only", "column", "broadcast changes shape", "three axes", "integers", "opset 6"),
+        *("overridable", "output"),
+    ],
 )
 def test_what_is_left_says_why(change: str) -> None:
     proto, expected = _refused(change)

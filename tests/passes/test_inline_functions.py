@@ -1,0 +1,75 @@
+"""inline-functions: what the function does in place of the call, and never more nodes than allowed."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from support import apply, build, node, ops, reasons, run
+
+from graphopt.errors import PreconditionError
+from graphopt.passes.inline_functions import InlineFunctions
+
+
+def function(name: str, nodes: list[onnx.NodeProto], opset: int = 17) -> onnx.FunctionProto:
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("mine", 1)]
+    return helper.make_function("mine", name, ["a"], ["b"], nodes, imports)
+
+
+def calls(count: int, functions: list[onnx.FunctionProto], name: str = "F") -> onnx.ModelProto:
+    values = ["x", *(f"v{i}" for i in range(count - 1)), "y"]
+    nodes = [node(name, [values[i]], values[i + 1], domain="mine") for i in range(count)]
+    proto = build(nodes, {"x": [2]}, ["y"], domains=["mine"])
+    proto.functions.extend(functions)
+    proto.ir_version = 9
+    return proto
+
+
+TWO = [node("Abs", ["a"], "t"), node("Sqrt", ["t"], "b")]
+
+
+def test_two_calls() -> None:
+    proto = calls(2, [function("F", TWO)])
+    after, entry = apply(proto, InlineFunctions())
+    assert ops(after) == ["Abs", "Sqrt"] * 2
+    assert [o.name for o in after.graph.output] == ["y"]
+    assert not after.functions
+    assert [c.detail for c in entry.changes] == ["2 calls (n_v0, n_y)"]
+    x = {"x": np.array([4, -9], np.float32)}
+    assert run(after, x)["y"].tobytes() == run(proto, x)["y"].tobytes()
+    _, entry = apply(after, InlineFunctions())
+    assert "no functions" in reasons(entry)["(graph)"]
+
+
+def test_functions_in_functions() -> None:
+    outer = function("G", [node("F", ["a"], "t", domain="mine"), node("F", ["t"], "b", domain="mine")])
+    after, _ = apply(calls(1, [function("F", TWO), outer], "G"), InlineFunctions())
+    assert ops(after) == ["Abs", "Sqrt"] * 2
+
+
+def test_exponential_growth_is_refused_at_once() -> None:
+    made = [function("F0", TWO)]
+    for i in range(1, 60):
+        inner = [node(f"F{i - 1}", ["a"], "t", domain="mine"), node(f"F{i - 1}", ["t"], "b", domain="mine")]
+        made.append(function(f"F{i}", inner))
+    started = time.perf_counter()
+    with pytest.raises(PreconditionError, match=r"over 1e\+18 nodes, more than max-nodes \(100000\); raise it"):
+        apply(calls(1, made, "F59"), InlineFunctions(), verify="off")
+    assert time.perf_counter() - started < 10
+    with pytest.raises(PreconditionError, match="inlining would make 4 nodes"):
+        apply(calls(2, [function("F", TWO)]), InlineFunctions(max_nodes=3), verify="off")
+
+
+def test_another_operator_set_stays() -> None:
+    proto = calls(1, [function("F", TWO, opset=13)])
+    after, entry = apply(proto, InlineFunctions(), verify="off")
+    assert ops(after) == ["F"]
+    assert "version 13" in reasons(entry)["mine::F"]
+
+
+def test_without_functions_that_is_said() -> None:
+    _, entry = apply(build([node("Neg", ["x"], "y")], {"x": [2]}, ["y"]), InlineFunctions())
+    assert "no functions" in reasons(entry)["(graph)"]

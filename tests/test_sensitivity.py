@@ -1,0 +1,119 @@
+"""Which layers hurt, and how many go back to float to keep to a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import graphopt
+from graphopt.cli import run
+from graphopt.search.sensitivity import LayerDamage
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "graphopt" / "demo"
+DATA: dict[str, Any] = {
+    "data": str(DEMO / "calibration.npz"),
+    "eval_data": str(DEMO / "evaluation.npz"),
+    "time": 0,
+    "samples": 120,
+}
+PLANTED = {"/block2/conv1/Conv", "/block2/conv2/Conv"}
+"""The two layers around the value that no longer fits 8 bits."""
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with one channel between two layers scaled up a thousandfold, and down again in the second one:
+    the same function (a Relu lies between them), but a value whose other channels vanish in 8 bits."""
+    model = onnx.load(DEMO / "digits.onnx")
+    nodes = {node.name: node for node in model.graph.node}
+    weights = {t.name: t for t in model.graph.initializer}
+
+    def scale(name: str, index: Any, factor: float) -> None:
+        array = numpy_helper.to_array(weights[name]).copy()
+        array[index] *= factor
+        weights[name].CopyFrom(numpy_helper.from_array(array, name))
+
+    norm = next(n for n in model.graph.node if [*n.input][:1] == nodes["/block2/conv1/Conv"].output[:1])
+    for parameter in norm.input[1:3]:
+        scale(parameter, 0, 1000.0)
+    scale(nodes["/block2/conv2/Conv"].input[1], (slice(None), 0), 1 / 1000.0)
+    path = tmp_path_factory.mktemp("planted") / "planted.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_planted_outlier_ranks_first_and_is_the_one_suggested(planted: Path) -> None:
+    report = graphopt.sensitivity(str(planted), **DATA)
+    assert {layer["layer"] for layer in report["layers"][:2]} == PLANTED
+    assert set(report["suggested"]) == PLANTED
+    damages = [layer["damage"] for layer in report["layers"]]
+    assert damages == sorted(damages, reverse=True)
+
+
+def test_leaving_it_in_float_lifts_the_output_by_ten_decibels(planted: Path, tmp_path: Path, capsys: Any) -> None:
+    base = ["--data", DATA["data"], "--eval-data", DATA["eval_data"], "--samples", "120"]
+    assert run(["sensitivity", str(planted), *base, "--json"]) == 0
+    listing = tmp_path / "sens.json"
+    listing.write_text(capsys.readouterr().out, encoding="utf-8")
+    found = {}
+    for name, extra in (("all", []), ("without", ["--exclude-from", str(listing)])):
+        command = ["quantize", str(planted), "-o", str(tmp_path / f"{name}.onnx"), *base, "--time", "0", "--json"]
+        assert run([*command, *extra]) == 0
+        found[name] = json.loads(capsys.readouterr().out)["comparison"]["outputs"][0]["sqnr_db"]
+    assert found["without"] >= found["all"] + 10
+
+
+def test_max_drop_and_min_sqnr_leave_in_float_what_they_must(planted: Path) -> None:
+    plain = graphopt.quantize(str(planted), **DATA)
+    wanted = plain.report["comparison"]["outputs"][0]["sqnr_db"] + 6
+    with pytest.raises(graphopt.GateFailed):
+        graphopt.quantize(str(planted), **DATA, min_sqnr=wanted, search=False)
+    result = graphopt.quantize(str(planted), **DATA, min_sqnr=wanted)
+    assert result.report["comparison"]["outputs"][0]["sqnr_db"] >= wanted
+    assert result.report["sensitivity"][0]["layer"] in PLANTED
+    entry = next(e for e in result.report["ledger"] if e["pass"] == "quantize-static")
+    left = [s for s in entry["skipped"] if "keep to the budget" in s["reason"]]
+    assert {s["site"] for s in left} <= PLANTED
+    assert any(f"{len(left)} of 10 layers" in note for note in result.report["notes"])
+
+
+def test_an_impossible_budget_is_refused_and_says_what_was_tried() -> None:
+    with pytest.raises(graphopt.GateFailed) as caught:
+        graphopt.quantize(str(DEMO / "digits.onnx"), **DATA, min_sqnr=200.0)
+    assert caught.value.report is not None
+    assert len(caught.value.report["sensitivity"]) == 10
+    assert any("no quantized part" in note for note in caught.value.report["notes"])
+
+
+def test_a_budget_that_holds_costs_no_search() -> None:
+    result = graphopt.quantize(str(DEMO / "digits.onnx"), **DATA, min_sqnr=20.0)
+    assert result.report["sensitivity"] is None
+
+
+def test_no_few_layers_are_suggested_where_all_hurt_alike() -> None:
+    from graphopt.ranking import suggested
+
+    alike = [LayerDamage(f"l{i}", "Conv", 1.0, 20.0) for i in range(20)]
+    assert suggested(alike) == []
+    one = [LayerDamage("bad", "Conv", 100.0, 3.0), *alike]
+    assert [d.layer for d in suggested(one)] == ["bad"] or suggested(one) == []
+    assert suggested([]) == []
+
+
+@pytest.mark.parametrize("text", ["{}", "not json", '{"suggested": 3}', None])
+def test_a_file_that_is_no_listing_is_one_line(text: str | None, tmp_path: Path, capsys: Any) -> None:
+    listing = tmp_path / "sens.json"
+    if text is not None:
+        listing.write_text(text, encoding="utf-8")
+    command = ["quantize", str(DEMO / "digits.onnx"), "-o", str(tmp_path / "o.onnx"), "--data", DATA["data"]]
+    code = run([*command, "--exclude-from", str(listing)])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.err.count("error:") == 1
+    assert not (tmp_path / "o.onnx").exists()
