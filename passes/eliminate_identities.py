@@ -17,7 +17,6 @@ from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute, unrea
 _ROUNDS = 4
 _OPEN = 2**31 - 1
 """An end from which on a slice goes to the end of any axis."""
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 Verdict = ir.Value | str | None
 """What may stand for the node's result; or why nothing may; or None: the node does something."""
@@ -36,11 +35,11 @@ class EliminateIdentities(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         result = PassResult()
-        for _ in range(_ROUNDS):  # without them inference may know more
+        for _ in range(_ROUNDS):
             made, result.skipped = self._round(model, context)
             result.changes += made
-            if not made:
-                break
+            if not made or not any("known" in skip.reason for skip in result.skipped):
+                break  # otherwise inference may know more without them
         if not result.changes and not result.skipped:
             result.skipped.append(Skip("(graph)", "no node does nothing"))
         return result
@@ -147,7 +146,9 @@ class _Judge:
         if perm is not None:
             return node.inputs[0] if list(perm) == list(range(len(perm))) else None
         rank = self.facts.rank(node.inputs[0])
-        return node.inputs[0] if rank is not None and rank < 2 else None
+        if rank is None:
+            return "its rank is not known"
+        return node.inputs[0] if rank < 2 else None
 
     def _by_shape(self, node: ir.Node) -> Verdict:
         same = self.facts.same_shape(node.inputs[0], node.outputs[0])
@@ -226,14 +227,14 @@ class _Judge:
                 continue
             if array.reshape(-1)[0] != neutral or not (array == neutral).all():
                 continue
-            if node.op_type == "Pow" and self.facts.dtype(kept) not in _FLOATS:
-                return "the power of an integer is computed in floating point, which may round it"
+            if node.op_type == "Pow":
+                return "a power is computed in floating point, which rounds large integers and loses the sign of NaN"
             negative = np.signbit(array.astype(np.float64))
             if node.op_type == "Add" and array.dtype.kind in "fV" and not negative.all():
                 return "adding 0.0 turns -0.0 into 0.0"
             if node.op_type == "Sub" and array.dtype.kind in "fV" and negative.any():
                 return "subtracting -0.0 turns -0.0 into 0.0"
-            return kept if self._fits(array.shape, kept) else "broadcasting may change the shape"
+            return kept if self._fits(array.shape, kept) else "broadcasting may change the shape, as far as it is known"
         return None
 
     def _fits(self, shape: tuple[int, ...], kept: ir.Value) -> bool:
