@@ -36,7 +36,21 @@ if TYPE_CHECKING:
     from graphopt.model import ValueSpec
 
 
-DEFAULT_PASSES = ("fold-constants", "fuse-batchnorm", "remove-unused", "simplify", "remove-unused")
+DEFAULT_PASSES = (
+    "fold-constants",
+    "inline-if",
+    "eliminate-identities",
+    "merge-reshapes",
+    "fold-qdq-weights",
+    "fuse-batchnorm",
+    "fuse-into-conv",
+    "matmul-to-gemm",
+    "eliminate-duplicates",
+    "deduplicate-weights",
+    "remove-unused",
+    "simplify",
+    "remove-unused",
+)
 """What ``optimize`` runs without a recipe: exact passes only."""
 
 _MEAN_SAMPLES = 32  # calibration samples that the means per channel are taken over: means settle fast
