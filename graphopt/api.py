@@ -23,11 +23,11 @@ from graphopt.manager import PassManager
 from graphopt.model import ModelLike, interface
 from graphopt.model_diff import Diff, diff
 from graphopt.pipeline import (
-    DEFAULT_PASSES,
     Options,
     Result,
     as_metric,
     check_gates,
+    exact_passes,
     load_samples,
     make,
     merge_options,
@@ -83,7 +83,7 @@ def optimize(
     elif given is not None:
         pipeline = given.passes
     else:
-        pipeline = [create(name, {}) for name in DEFAULT_PASSES]
+        pipeline = exact_passes()
     return make(model, pipeline, merged, verb="optimize")
 
 

@@ -1,163 +1,199 @@
-"""What is in a model, read through onnx alone: nothing is run, no weight is looked at."""
+"""What is in a model, read through onnx alone: nothing is run, no data file is opened."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from graphopt.cost import node_macs, shapes
-from graphopt.errors import InputError, ModelError
+from graphopt.errors import InputError
+from graphopt.lifetimes import dead, peak
 from graphopt.model import graphs, read_proto
+from graphopt.neighbourhood import neighbourhood
+from graphopt.scopes import tree as module_tree
+from graphopt.values import Values, known
+from graphopt.weights import Weight, collect, content, repeats, strip, text
+from graphopt.workload import inlined, operator, table, works
 
 _TOP = 10
 
 
-def inspect_model(source: Any, *, dims: dict[str, int] | None = None) -> dict[str, Any]:
-    """Inputs, outputs, operators, parameters, bytes by type, MACs, QDQ coverage, largest tensors, metadata.
+def inspect_model(
+    source: Any,
+    *,
+    dims: Mapping[str, int] | None = None,
+    deep: bool = False,
+    tree: bool = False,
+    node: str | None = None,
+) -> dict[str, Any]:
+    """What the file says and what follows from it; unknown is None, and never an end.
 
-    ``dims`` fixes symbolic dims for MACs (the others count as 1). What is unknown is None.
+    Args:
+        source: anything :func:`graphopt.model.load` takes; it is not touched.
+        dims: sizes for symbolic dims (the others count as 1), for MACs and activations.
+        deep: read every weight, data files included, to tell which are equal.
+        tree: add ``tree``, the modules the nodes come from.
+        node: add ``node``, all about the node or value of that name.
 
     Raises:
-        InputError: the file cannot be read.
-        ModelError: it is no ONNX model.
+        InputError: the file cannot be read, or has no such dim or node.
+        ModelError: it is no ONNX model; with ``deep``, its external data is missing or lies outside its folder.
     """
-    proto = source if isinstance(source, onnx.ModelProto) else read_proto(source)
+    proto, path = _read(source)
+    size = path.stat().st_size if path is not None and path.is_file() else proto.ByteSize()
     _check_dims(proto, dims or {})
-    operators: Counter[str] = Counter()
-    tensors: list[tuple[int, str, str, list[int]]] = []
+    weights = collect(proto)
+    report = _stated(proto, weights)
+    folder = Path.cwd() / path.parent if path is not None else None
+    report.update(_waste(proto, weights, folder, deep))
+    values = content(weights, node, folder=folder, deep=deep) if node is not None else None
+    weights = []  # they hold the tensors' data
+    bare = _bare(proto, source)
+    del proto
+    plain = inlined(bare)
+    sized = Values(plain, dims or {})
+    done = works(sized, collect(plain))
+    report.update(_computed(done))
+    report["activation_peak"] = peak(sized).as_dict()
+    report["dynamic_dims"] = _dynamic(bare, dims or {})
+    if tree:
+        report["tree"] = module_tree(done)
+    if node is not None:
+        same = sized if plain is bare else Values(bare, dims or {})
+        report["node"] = [{**one, "values": values} for one in neighbourhood(Values(bare), same, node)]
+    return {"schema_version": 1, "path": str(path) if path is not None else None, "bytes": size, **report}
+
+
+def _read(source: Any) -> tuple[onnx.ModelProto, Path | None]:
+    if isinstance(source, onnx.ModelProto):
+        return source, None
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        from graphopt.model import _parse
+
+        return _parse(bytes(source), "the bytes given"), None
+    if isinstance(source, (str, os.PathLike)):
+        return read_proto(source if isinstance(source, str) else Path(source)), (
+            None if str(source) == "-" else Path(source)
+        )
+    from graphopt.model import load, to_proto
+
+    return to_proto(load(source)), None
+
+
+def _bare(proto: onnx.ModelProto, source: Any) -> onnx.ModelProto:
+    """``proto`` without its weights; a copy where it is the caller's."""
+    if proto is source:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(source)
+    strip(proto)
+    return proto
+
+
+def _stated(proto: onnx.ModelProto, weights: Sequence[Weight]) -> dict[str, Any]:
+    """What the file says."""
+    operators = Counter(operator(node) for graph in graphs(proto) for node in graph.node)
     by_type: Counter[str] = Counter()
-    for graph in graphs(proto):
-        for node in graph.node:
-            domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}::"
-            operators[domain + node.op_type] += 1
-            tensors += [
-                _tensor(a.t, node.output[0]) for a in node.attribute if a.HasField("t") and node.op_type == "Constant"
-            ]
-        tensors += [_tensor(t, t.name) for t in graph.initializer]
-    for size, _, kind, _ in tensors:
-        by_type[kind] += size
-    macs, unknown = _macs(proto, dims or {})
-    path = str(source) if isinstance(source, (str, Path)) and str(source) != "-" else None
+    for weight in weights:
+        by_type[weight.kind] += weight.bytes or 0
+    stored = {t.name for t in proto.graph.initializer}
+    producer = f"{text(proto.producer_name)} {text(proto.producer_version)}".strip()
     return {
-        "schema_version": 1,
-        "path": path,
-        "bytes": Path(path).stat().st_size if path else proto.ByteSize(),
-        "external_bytes": _external_bytes(proto),
+        "external_bytes": sum(w.bytes or 0 for w in weights if w.external),
         "ir_version": proto.ir_version,
-        "opsets": {o.domain or "ai.onnx": o.version for o in proto.opset_import},
-        "producer": f"{proto.producer_name} {proto.producer_version}".strip() or None,
-        "graph": proto.graph.name,
-        "inputs": [_value(v) for v in proto.graph.input if v.name not in {t.name for t in proto.graph.initializer}],
-        "outputs": [_value(v) for v in proto.graph.output],
+        "opsets": {text(o.domain) or "ai.onnx": o.version for o in proto.opset_import},
+        "producer": producer or None,
+        "graph": text(proto.graph.name),
+        "inputs": [_port(v) for v in proto.graph.input if v.name not in stored],
+        "outputs": [_port(v) for v in proto.graph.output],
         "nodes": sum(operators.values()),
         "operators": dict(operators.most_common()),
         "subgraphs": sum(1 for _ in graphs(proto)) - 1,
         "functions": len(proto.functions),
-        "parameters": sum(_count(shape) for *_, shape in tensors),
-        "weight_bytes": sum(size for size, *_ in tensors),
+        "function_list": [_function(f, operators) for f in proto.functions],
+        "parameters": sum(w.count for w in weights),
+        "weight_bytes": sum(w.bytes or 0 for w in weights),
         "bytes_by_type": dict(by_type.most_common()),
-        "macs": macs,
-        "macs_unknown_nodes": unknown,
         "quantization": _quantization(proto),
-        "largest": [
-            {"name": n, "type": k, "shape": s, "bytes": b}
-            for b, n, k, s in sorted(tensors, key=lambda t: (-t[0], t[1]))[:_TOP]
+        "largest": [_entry(w) for w in sorted(weights, key=lambda w: (-(w.bytes or 0), w.name))[:_TOP]],
+        "metadata": {text(p.key): text(p.value) for p in proto.metadata_props},
+        "doc": text(proto.doc_string) or None,
+    }
+
+
+def _entry(weight: Weight) -> dict[str, Any]:
+    return {"name": weight.name, "type": weight.kind, "shape": list(weight.shape), "bytes": weight.bytes}
+
+
+def _port(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    told = known(value.type)
+    shape = None if told.shape is None else list(told.shape)
+    return {"name": text(value.name), "type": told.kind, "shape": shape}
+
+
+def _function(function: onnx.FunctionProto, operators: Mapping[str, int]) -> dict[str, Any]:
+    domain = "" if function.domain in ("", "ai.onnx") else f"{text(function.domain)}::"
+    name = domain + text(function.name)
+    return {"name": name, "nodes": len(function.node), "calls": operators.get(name, 0)}
+
+
+def _waste(proto: onnx.ModelProto, weights: Sequence[Weight], folder: Path | None, deep: bool) -> dict[str, Any]:
+    """What the file need not hold."""
+    found = repeats(weights, folder=folder, deep=deep)
+    unused, idle = dead(proto, weights)
+    return {
+        "duplicates": [
+            {
+                "names": list(r.names),
+                "type": r.kind,
+                "shape": list(r.shape),
+                "bytes": r.bytes,
+                "wasted_bytes": r.wasted,
+                "certainty": r.certainty,
+            }
+            for r in found
         ],
-        "metadata": {p.key: p.value for p in proto.metadata_props},
+        "dead_weights": [_entry(w) for w in unused],
+        "dead_nodes": idle,
     }
 
 
-def _tensor(tensor: onnx.TensorProto, name: str) -> tuple[int, str, str, list[int]]:
-    """(bytes, name, type, shape), from what the file says of it."""
-    import onnx_ir as ir
-
-    shape = list(tensor.dims)
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return sum(map(len, tensor.string_data)), name, "string", shape
-    try:
-        bits = ir.DataType(tensor.data_type).bitwidth
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"tensor '{name}' has an unknown type {tensor.data_type}; export the model again") from error
-    return (_count(shape) * bits + 7) // 8, name, kind, shape
-
-
-def _count(shape: list[int]) -> int:
-    count = 1
-    for dim in shape:
-        count *= dim
-    return count
-
-
-def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return {"name": value.name, "type": (kind or "unknown").removesuffix("_type"), "shape": None}
-    tensor = value.type.tensor_type
-    shape: list[int | str] | None = None
-    if tensor.HasField("shape"):
-        shape = [
-            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else d.dim_param or "?"
-            for d in tensor.shape.dim
-        ]
-    return {"name": value.name, "type": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "shape": shape}
-
-
-def _macs(proto: onnx.ModelProto, dims: dict[str, int]) -> tuple[int | None, int]:
-    """(sum over the nodes whose shapes are known, how many are not)."""
-    feeds = {
-        v.name: tuple(
-            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else dims.get(d.dim_param, 1)
-            for d in v.type.tensor_type.shape.dim
-        )
-        for v in proto.graph.input
-        if v.type.HasField("tensor_type")
+def _computed(done: Sequence[Any]) -> dict[str, Any]:
+    found = [work.macs for work in done if work.macs is not None]
+    return {
+        "macs": sum(found) if found else None if done else 0,
+        "macs_unknown_nodes": len(done) - len(found),
+        "operator_costs": table(done),
     }
-    known = {**_declared(proto, dims), **shapes(proto, feeds)}
-    counts = [node_macs(node, known) for graph in graphs(proto) for node in graph.node]
-    found = [c for c in counts if c is not None]
-    return (sum(found) if found else None), len(counts) - len(found)
 
 
-def _declared(proto: onnx.ModelProto, dims: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Shapes that the file itself states, their symbolic dims sized; for values inference does not reach."""
-    found = {}
-    for graph in graphs(proto):
-        for value in graph.value_info:
-            tensor = value.type.tensor_type
-            if value.type.HasField("tensor_type") and tensor.HasField("shape"):
-                sizes = [
-                    d.dim_value if d.HasField("dim_value") else _sized(d.dim_param, dims) for d in tensor.shape.dim
-                ]
-                if None not in sizes and all(s is not None and s >= 0 for s in sizes):
-                    found[value.name] = tuple(s for s in sizes if s is not None)
-    return found
+def _dynamic(proto: onnx.ModelProto, dims: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Dims of inputs and outputs that are no numbers: where they stand, and what they were counted as."""
+    stored = {t.name for t in proto.graph.initializer}
+    found: dict[str, dict[str, Any]] = {}
+    for side, values in (("input", proto.graph.input), ("output", proto.graph.output)):
+        for value in values:
+            if side == "input" and value.name in stored:
+                continue
+            for axis, dim in enumerate(known(value.type).shape or ()):
+                if isinstance(dim, str):
+                    where = f"{side} {text(value.name)} axis {axis}"
+                    key = where if dim == "?" else dim
+                    size = dims.get(dim, 1) if side == "input" else dims.get(dim)
+                    entry: dict[str, Any] = {"name": None if dim == "?" else dim, "where": [], "counted_as": size}
+                    found.setdefault(key, entry)["where"].append(where)
+    return list(found.values())
 
 
-def _sized(name: str, dims: dict[str, int]) -> int | None:
-    """A plain symbol's size; of an expression ("2*batch", "unk__7 + 1") nothing is guessed."""
-    return dims.get(name, 1) if name.isidentifier() else dims.get(name)
-
-
-def _check_dims(proto: onnx.ModelProto, dims: dict[str, int]) -> None:
-    names = [d.dim_param for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param]
+def _check_dims(proto: onnx.ModelProto, dims: Mapping[str, int]) -> None:
+    names = [text(d.dim_param) for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param]
     for name in dims:
         if name not in names:
             has = f"its inputs have {', '.join(dict.fromkeys(names))}" if names else "its inputs have none"
             raise InputError(f"the model has no symbolic dim '{name}'; {has}")
-
-
-def _external_bytes(proto: onnx.ModelProto) -> int:
-    """What of the weights stands in other files, as the model says."""
-    return sum(
-        _tensor(tensor, tensor.name)[0]
-        for graph in graphs(proto)
-        for tensor in graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-    )
 
 
 def _quantization(proto: onnx.ModelProto) -> dict[str, Any] | None:

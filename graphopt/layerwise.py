@@ -110,16 +110,18 @@ def match_values(a: ir.Model, b: ir.Model) -> tuple[list[Match], list[str]]:
 def _pairs(a: ir.Model, b: ir.Model) -> dict[str, tuple[str, str | None]]:
     """A's values -> (B's, B's after quantization), in A's order.
 
-    Where nodes were fused, several values of A stand for one of B, and only the last of them is that value.
+    Where nodes were fused, several values of A stand for one of B, and only the last of them is that value. Outputs are
+    matched by name: they are what both models promise.
     """
     theirs = {v.name: v for v in (*b.graph.inputs, *(v for node in b.graph for v in node.outputs)) if v.name}
     aligned = align(a, b)
-    used = set(aligned.values.values())
+    promised = {v.name for v in a.graph.outputs} & {v.name for v in b.graph.outputs}
+    used = set(aligned.values.values()) - promised
     found: dict[str, tuple[str, str | None]] = {}
     last: dict[str, str] = {}
     for value in (*a.graph.inputs, *(v for node in a.graph for v in node.outputs)):
         name = value.name or ""
-        other = aligned.values.get(name) or (name if name not in used else "")
+        other = name if name in promised else aligned.values.get(name) or (name if name not in used else "")
         if other in theirs:
             found[name] = _quantized(value, theirs[other])
             last[found[name][0]] = name

@@ -118,7 +118,8 @@ class PassManager:
         for step in self.pipeline:
             if isinstance(step, Repeat):
                 for _ in range(step.times):
-                    changed = [run.apply(inner) for inner in step.passes]  # every one runs, whatever the first did
+                    # Every one runs, whatever the first did.
+                    changed = [run.apply(inner, repeated=True) for inner in step.passes]
                     if not any(changed):
                         break
             else:
@@ -147,8 +148,11 @@ class _Run:
         self.distrusted: list[Pass] = []  # reverted whole: not run again
         self.reverted: dict[tuple[str, str], str] = {}  # (pass, site) -> why it is switched off
 
-    def apply(self, pass_: Pass) -> bool:
-        """Run one pass; True if it changed something that was kept."""
+    def apply(self, pass_: Pass, *, repeated: bool = False) -> bool:
+        """Run one pass; True if it changed something that was kept.
+
+        ``repeated``: in a further round that finds nothing it gets no second entry in the ledger.
+        """
         exact = pass_.contract == "exact"
         if not exact:
             self.close()
@@ -163,7 +167,12 @@ class _Run:
             self._hold()
         if not exact and entry.changes:
             self.compared_with = "the model before them"
+        if repeated and entry.status in ("unchanged", "skipped") and self._told_before(entry):
+            self.ledger.remove(entry)
         return bool(entry.changes)
+
+    def _told_before(self, entry: LedgerEntry) -> bool:
+        return any(e is not entry and (e.name, e.options) == (entry.name, entry.options) for e in self.ledger)
 
     def _step(self, pass_: Pass, entry: LedgerEntry, *, raising: bool = False) -> None:
         """Run on the working copy, and write down what happened; a pass that crashes or breaks the graph is undone."""

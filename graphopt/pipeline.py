@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
-from graphopt.base import Context, Gates, Pass, Pipeline, Progress
+from graphopt.base import Context, Gates, Pipeline, Progress, Repeat
 from graphopt.errors import GateFailed, GraphoptError, InputError, ModelError, NothingDone
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.graph import opset
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from graphopt.model import ValueSpec
 
 
-DEFAULT_PASSES = (
+EXACT_PASSES = (
     "fold-constants",
     "inline-if",
     "eliminate-identities",
@@ -48,10 +48,10 @@ DEFAULT_PASSES = (
     "eliminate-duplicates",
     "deduplicate-weights",
     "remove-unused",
-    "simplify",
-    "remove-unused",
 )
-"""What ``optimize`` runs without a recipe: exact passes only."""
+"""Our own exact passes, in the order in which each leaves work for the next."""
+
+_ROUNDS = 4
 
 _MEAN_SAMPLES = 32  # calibration samples that the means per channel are taken over: means settle fast
 
@@ -256,10 +256,11 @@ def make(
     result = PassManager(pipeline, verify=options.verify, raise_preconditions=(must,) if must else False).run(
         model, context
     )
+    report["ledger"] = [entry.as_dict() for entry in result.ledger]
     _nothing_done(result, must, report)
     if options.search:
         report["sensitivity"] = keep_to_budget(result, pipeline, model, context, options.gates, metric)
-    report["ledger"] = [entry.as_dict() for entry in result.ledger]
+        report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"] += result.notes
     report["output"] = about(result.model, None)
     approximate = any(e.contract == "approximate" and e.changes for e in result.ledger)
@@ -374,8 +375,15 @@ def _merge_notes(notes: list[str], more: list[str]) -> None:
         notes.append(note)
 
 
-def prepare(model: ir.Model, target: str) -> list[Pass]:
+def exact_passes() -> Pipeline:
+    """What ``optimize`` runs without a recipe: our own passes until they find nothing, onnxsim for what is left, and
+    ours again where that opened something up."""
+    ours = Repeat(tuple(create(name, {}) for name in EXACT_PASSES), _ROUNDS)
+    return [ours, create("simplify", {}), ours]
+
+
+def prepare(model: ir.Model, target: str) -> Pipeline:
     """What runs before quantization: an operator set the target can quantize in, and the exact passes."""
     wanted = get_target(target).opset
     upgrade = [create("upgrade-opset", {"to": wanted})] if 0 < opset(model) < wanted else []
-    return [*upgrade, *(create(name, {}) for name in DEFAULT_PASSES)]
+    return [*upgrade, *exact_passes()]

@@ -76,15 +76,11 @@ def excluded_layers(path: str | Path) -> list[str]:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         names = report["suggested"]
     except FileNotFoundError:
-        raise InputError(
-            f"no such file: {path}; write it with graphopt sensitivity IN --data D --json > {path}"
-        ) from None
+        raise InputError(f"no such file: {path}; make it with graphopt sensitivity IN --data D -o {path}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is not what graphopt sensitivity --json writes ({type(error).__name__}); make it again"
+            f"{path} is not what graphopt sensitivity -o writes ({type(error).__name__}); make it again"
         ) from error
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise InputError(
-            f"'suggested' in {path} is no list of names; make the file again with graphopt sensitivity --json"
-        )
+        raise InputError(f"'suggested' in {path} is no list of names; make the file again with graphopt sensitivity -o")
     return names

@@ -18,7 +18,6 @@ GROUP = "graphopt.passes"
 PASSES: dict[str, str] = {
     "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
-    "freeze-shapes": "graphopt.passes.freeze_shapes:FreezeShapes",
     "inline-if": "graphopt.passes.inline_if:InlineIf",
     "inline-functions": "graphopt.passes.inline_functions:InlineFunctions",
     "constants-to-initializers": "graphopt.passes.constants_to_initializers:ConstantsToInitializers",

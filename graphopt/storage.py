@@ -102,6 +102,19 @@ def _stream(model: ir.Model, device: Path | None) -> list[Path]:
     return []
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically: what was at ``path`` stays until the new one is complete.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    try:
+        with _replacing(Path(os.path.realpath(path))) as stream:
+            stream.write(text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
+
+
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[IO[bytes]]:
     """A temporary file beside ``target`` that takes its place once it is complete and on disk."""

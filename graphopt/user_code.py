@@ -6,6 +6,8 @@ import importlib.util
 import itertools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,27 @@ from graphopt.errors import InputError
 
 _PREFIX = "_graphopt_user_"
 _count = itertools.count()
+
+
+@contextmanager
+def neighbours_of(path: Path) -> Iterator[None]:
+    """The files beside ``path`` can be imported meanwhile, and are forgotten afterwards: another folder may have a
+    neighbour of the same name."""
+    folder = str(path.resolve().parent)
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+        for other in set(sys.modules) - before:
+            if not other.startswith(_PREFIX) and _lies_in(sys.modules[other], folder):
+                del sys.modules[other]
+
+
+def _lies_in(module: Any, folder: str) -> bool:
+    return str(getattr(module, "__file__", None)).startswith(folder + os.sep)
 
 
 def from_file(path: Path, name: str) -> Any:
@@ -29,20 +52,12 @@ def from_file(path: Path, name: str) -> Any:
         raise InputError(f"{path} is no Python file; give module.py:function")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # stays there: dataclasses and pickle look their module up
-    folder = str(path.resolve().parent)
-    before = set(sys.modules)
-    sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        with neighbours_of(path):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(spec.name, None)
         raise InputError(f"{path} does not import: {one_line(error)}; fix the file") from error
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-        for other in set(sys.modules) - before:  # another folder may have a neighbour of the same name
-            if str(getattr(sys.modules[other], "__file__", None)).startswith(folder + os.sep):
-                del sys.modules[other]
     try:
         return reduce(getattr, name.split("."), module)
     except AttributeError:

@@ -6,11 +6,13 @@ import math
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import onnx
 
 from graphopt.model import graphs
+from graphopt.propagation import Types, complete
 from graphopt.weights import BITS, kind_of, text
 
 Dims = tuple[int | str, ...]
@@ -83,6 +85,8 @@ class Values:
         inferred = _scopes(_inferred(proto, dims))
         self._parents = _parents(proto)
         local = [_merged(a, b) for a, b in zip(inferred, stated, strict=True)]
+        if dims is not None:
+            _completed(proto, local)
         self.scopes: list[Scope] = []
         for index in range(len(local)):
             chain, at = [], index
@@ -90,6 +94,19 @@ class Values:
                 chain.append(local[at])
                 at = self._parents[at]
             self.scopes.append(ChainMap(*chain))
+
+
+def _completed(proto: onnx.ModelProto, scopes: list[dict[str, Known]]) -> None:
+    """Add the shapes that hang on data."""
+    types: list[Types] = [
+        {name: (k.elem_type, sizes) for name, k in scope.items() if (sizes := k.sizes) is not None} for scope in scopes
+    ]
+    before = [len(one) for one in types]
+    kept = list(graphs(proto))  # held, so that the same body is the same object
+    complete(proto, kept, types)
+    for scope, one, count in zip(scopes, types, before, strict=True):
+        for name, (elem_type, shape) in islice(one.items(), count, None):
+            scope[name] = Known(kind_of(elem_type), elem_type, shape)
 
 
 def _merged(inferred: dict[str, Known], stated: dict[str, Known]) -> dict[str, Known]:

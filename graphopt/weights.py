@@ -32,6 +32,8 @@ BITS: dict[int, int] = {
 }
 """Element type -> bits of one value, as ONNX stores it."""
 
+_NAMES: dict[int, str] = {number: name.lower() for name, number in TensorProto.DataType.items()}
+
 _TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _WHOLE = 4096
 """Bytes up to which a tensor is compared whole; of a larger one, three samples of a third of that are."""
@@ -66,8 +68,7 @@ class Weight:
 
 def kind_of(elem_type: int) -> str:
     """``float``, ``int4``, ...; ``type 99`` where this onnx has no name for it."""
-    names: dict[int, str] = {number: name for name, number in TensorProto.DataType.items()}
-    return names[elem_type].lower() if elem_type in names else f"type {elem_type}"
+    return _NAMES.get(elem_type) or f"type {elem_type}"
 
 
 def text(value: str | bytes) -> str:
@@ -210,6 +211,36 @@ def _key(weight: Weight, files: ExternalFiles | None) -> tuple[Any, ...] | None:
             )
             return ("equal" if certain else "probable", *kind, len(values), repr(chosen))
     return None
+
+
+def content(weights: Iterable[Weight], name: str, *, folder: Path | None = None, deep: bool = False) -> str | None:
+    """The values of a stored tensor in a line; None where there is none of that name, or onnx cannot read it.
+
+    Raises:
+        ModelError: with ``deep``, as :func:`repeats`.
+    """
+    found = next((w.tensor for w in weights if w.name == name and w.tensor is not None), None)
+    if found is None or 0 in found.dims:
+        return None
+    tensor = TensorProto()
+    tensor.CopyFrom(found)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        if not deep:
+            return "in a data file; --deep reads it"
+        files = ExternalFiles(folder)
+        files.check(tensor)
+        files.inline(tensor)
+    try:
+        array = onnx.numpy_helper.to_array(tensor)
+        first = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in array.reshape(-1)[:6].tolist())
+        if (
+            tensor.data_type not in (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+            and array.size > 6
+        ):
+            return f"{first}, ... (from {float(array.min()):.4g} to {float(array.max()):.4g})"
+        return first + (", ..." if array.size > 6 else "")
+    except Exception:  # a type or a form this onnx cannot read
+        return None
 
 
 def _digest(weight: Weight, tensor: onnx.TensorProto, files: ExternalFiles) -> str:

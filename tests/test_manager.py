@@ -717,7 +717,7 @@ class OneMul(Pass):
 @pytest.mark.parametrize("verify", ["end", "each"])
 def test_repeat_stops_at_a_fixpoint_and_is_bounded(verify: str) -> None:
     result = PassManager([Repeat((OneMul(),), 9)], verify=verify).run(load(chain(3)))
-    assert [e.status for e in result.ledger] == ["changed"] * 3 + ["unchanged"]
+    assert [e.status for e in result.ledger] == ["changed"] * 3  # the round that found nothing has no entry
     result = PassManager([Repeat((OneMul(),), 2)], verify=verify).run(load(chain(3)))
     assert len(result.ledger) == 2
     result = PassManager([Repeat((OneMul(never_done=True),), 5)], verify=verify).run(load(chain(3)))

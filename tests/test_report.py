@@ -130,13 +130,20 @@ def test_the_numbers_in_the_text_are_the_reports() -> None:
         row = re.search(rf"^{re.escape(title)} .*$", page, re.MULTILINE)
         assert row is not None, title
         assert [v for v in values if v not in row[0]] == []
+    idle = result.idle(report["ledger"])
     for entry in report["ledger"]:
-        assert re.search(rf"^{entry['pass']} +{entry['status']}", page, re.MULTILINE)
+        if entry["status"] != "unchanged":
+            assert re.search(rf"^{entry['pass']} +{entry['status']}", page, re.MULTILINE)
+    assert idle
+    assert f"nothing to do for {', '.join(idle)}; -v tells why" in " ".join(page.split())
+    every = shown(report, verbose=True)
+    assert all(re.search(rf"^{name} +unchanged", every, re.MULTILINE) for name in idle)
     for gate in report["gates"]:
         assert f"gate {gate['gate']} {gate['asked']}: holds ({gate['measured']})" in page
 
 
-def test_operators_whose_count_changed_stand_under_nodes() -> None:
+def test_operators_whose_count_changed_stand_under_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "SHOWN", 3)
     report = optimized()
     rows = result.changed_operators(report["input"]["operators"], report["output"]["operators"])
     assert rows == sorted(rows, key=lambda r: (-abs(r[1] - r[2]), r[0]))
@@ -144,8 +151,8 @@ def test_operators_whose_count_changed_stand_under_nodes() -> None:
     short, long = shown(report), shown(report, verbose=True)
     name, before, after = rows[0]
     assert re.search(rf"^  {name} +{before} +{after}", short, re.MULTILINE)
-    assert len(rows) > result.SHOWN
-    assert f"{len(rows) - result.SHOWN} more operator" in short
+    assert len(rows) > text.SHOWN
+    assert f"{len(rows) - text.SHOWN} more operator" in short
     assert all(re.search(rf"^  {n} +{b} +{c}", long, re.MULTILINE) for n, b, c in rows)
 
 

@@ -11,10 +11,11 @@ from graphopt.cli import _options
 
 @click.command(
     cls=_options.Command,
-    epilog="\b\nExample:\n  graphopt sensitivity model.onnx --data calib.npz --json > sens.json\n"
-    "  graphopt quantize model.onnx -o int8.onnx --data calib.npz --exclude-from sens.json",
+    epilog="\b\nExample:\n  graphopt sensitivity model.onnx --data calib.npz -o sens.json\n"
+    "\nThen: quantize model.onnx -o int8.onnx --data calib.npz --exclude-from sens.json",
 )
 @click.argument("model", metavar="IN")
+@click.option("-o", "--output", metavar="S.json", help="Also write the list to a file, for --exclude-from.")
 @click.option("--data", metavar="D", required=True, help="Calibration data, as for graphopt quantize.")
 @click.option("--eval-data", metavar="D", help="Samples that judge (default: a part of --data is held back).")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use only the first N samples.")
@@ -26,7 +27,7 @@ from graphopt.cli import _options
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For everything random (default 0).")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use.")
 @_options.output
-def command(model: str, as_json: bool, verbose: bool, **values: Any) -> None:
+def command(model: str, output: str | None, as_json: bool, verbose: bool, **values: Any) -> None:
     """Say which layers hurt when they are quantized.
 
     Each layer is quantized alone and the damage read at the outputs, on samples it was not calibrated with; the layers
@@ -35,9 +36,12 @@ def command(model: str, as_json: bool, verbose: bool, **values: Any) -> None:
     from graphopt import api
     from graphopt.cli._finish import to_json
     from graphopt.cli._progress import Progress
+    from graphopt.storage import write_text
 
     with Progress() as progress:
         report = api.sensitivity(model, progress=progress, **_options.api_options(values))
+    if output is not None:
+        write_text(output, to_json(report) + "\n")
     if as_json:
         click.echo(to_json(report))
         return

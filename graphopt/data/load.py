@@ -20,6 +20,7 @@ from graphopt.data.spool import ListReader, raised, spool, to_array
 from graphopt.data.stored import SPOOL_LIMIT, Scratch, open_npy, open_npz
 from graphopt.data.synthetic import legal_random
 from graphopt.errors import DataError, GraphoptError, InputError
+from graphopt.user_code import neighbours_of
 
 if TYPE_CHECKING:
     from graphopt.model import ValueSpec
@@ -193,11 +194,8 @@ def _importable(path: Path) -> Iterator[Any]:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"'{path.name}' is no Python module; give module.py:function")
-    folder = str(path.parent)
-    sys.path.insert(0, folder)
     try:
-        yield spec
+        with neighbours_of(path):
+            yield spec
     finally:
         sys.modules.pop(name, None)
-        if folder in sys.path:
-            sys.path.remove(folder)

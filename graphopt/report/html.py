@@ -9,18 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import InputError
 from graphopt.report import figures, result
 from graphopt.report.units import plural, ratio, seconds, size
+from graphopt.storage import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -48,20 +46,7 @@ def write(report: Report, path: str | Path) -> None:
     Raises:
         InputError: it cannot be written there.
     """
-    page = render(report).encode("utf-8", "replace")
-    target = Path(os.path.realpath(path))
-    temporary = target.parent / f".graphopt-{secrets.token_hex(8)}.tmp"
-    try:
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(page)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; give --report another file") from error
+    write_text(path, render(report))
 
 
 def render(report: Report) -> str:

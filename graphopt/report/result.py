@@ -91,10 +91,21 @@ def closeness(output: dict[str, Any]) -> tuple[str, str, Text]:
     return "" if output["sqnr_db"] is None else f"{output['sqnr_db']:.1f} dB", "", dim(remark)
 
 
-def ledger(entries: Iterable[dict[str, Any]]) -> Table:
-    """What became of each pass."""
+def idle(entries: Iterable[dict[str, Any]]) -> list[str]:
+    """The exact passes that found nothing to do, each once."""
+    return list(dict.fromkeys(entry["pass"] for entry in entries if _idle(entry)))
+
+
+def _idle(entry: dict[str, Any]) -> bool:
+    return bool(entry["status"] == "unchanged" and entry["contract"] == "exact")
+
+
+def ledger(entries: Iterable[dict[str, Any]], *, every: bool = True) -> Table:
+    """What became of each pass; ``every`` False leaves out the :func:`idle` ones."""
     table = Table(["pass", "status", "changes", "nodes", "time", ""], "llrrrl")
     for entry in entries:
+        if not every and _idle(entry):
+            continue
         reason = entry["reason"]
         if reason is None and not entry["changes"] and entry["skipped"]:
             reason = entry["skipped"][0]["reason"]

@@ -63,7 +63,10 @@ def print_result(report: dict[str, Any], *, verbose: bool = False, stream: IO[st
         page.lines(_heading(report))
         if report.get("output") is not None:
             page.block(page.table(result.before_after(report, limit=None if verbose else SHOWN)))
-        page.block(page.table(result.ledger(report["ledger"])))
+        idle = [] if verbose or len(report["ledger"]) <= SHOWN else result.idle(report["ledger"])
+        page.block(page.table(result.ledger(report["ledger"], every=not idle)))
+        if idle:
+            page.lines([dim(f"nothing to do for {', '.join(idle)}; -v tells why")])
         for entry in report["ledger"]:
             page.block(_left_in_float(entry, verbose))
             if verbose:
