@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from graphopt import external as gate
 from graphopt.errors import ModelError
-from graphopt.model import fingerprint, load, to_proto
+from graphopt.model import load, to_proto
 
 SECRET = b"SECRET!!" * 4  # 32 bytes, as many as the weight has
 

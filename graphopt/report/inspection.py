@@ -10,6 +10,7 @@ from rich.text import Text
 
 from graphopt.external import shown
 from graphopt.report.table import Table
+from graphopt.report.text import _page
 from graphopt.report.units import count, plural, size
 
 _SHOWN = 24
@@ -22,8 +23,6 @@ def print_inspection(
     reports: list[dict[str, Any]], *, ops: bool = False, verbose: bool = False, stream: IO[str] | None = None
 ) -> None:
     """What ``graphopt inspect`` has to say; several models stand side by side."""
-    from graphopt.report.text import _page
-
     with _page(stream) as page:
         if len(reports) == 1 and "node" in reports[0]:
             for index, one in enumerate(reports[0]["node"]):

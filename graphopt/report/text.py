@@ -1,6 +1,6 @@
 """The report for a terminal: one screen, aligned, colour only where there is a person.
 
-Every number comes from the report; the tables are made in ``result.py`` and ``inspection.py``.
+Every number comes from the report; the tables are made in ``result.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from graphopt.report import inspection, result
+from graphopt.report import result
 from graphopt.report.result import SHOWN, dim
 from graphopt.report.table import Table
 from graphopt.report.units import plural
@@ -177,18 +177,6 @@ def print_sensitivity(report: dict[str, Any], *, verbose: bool = False, stream: 
             page.lines([dim(f"{plural(more, 'more layer')} below; -v shows all")])
         if not chosen:
             page.block([dim("no few layers do most of the damage; quantize --max-drop finds how many to leave")])
-
-
-def print_inspection(reports: list[dict[str, Any]], *, verbose: bool = False, stream: IO[str] | None = None) -> None:
-    """What ``graphopt inspect`` has to say; several models stand side by side."""
-    with _page(stream) as page:
-        page.lines(page.table(inspection.overview(reports)))
-        if len(reports) > 1:
-            page.block(page.table(inspection.operators(reports, **({"limit": None} if verbose else {}))))
-        elif reports[0]["largest"]:
-            page.block(page.table(inspection.largest(reports[0])))
-        if len(reports) == 1 and verbose and reports[0]["metadata"]:
-            page.block(f"{key}: {value}" for key, value in reports[0]["metadata"].items())
 
 
 def print_passes(passes: list[dict[str, Any]], *, stream: IO[str] | None = None) -> None:
