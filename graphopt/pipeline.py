@@ -386,4 +386,5 @@ def prepare(model: ir.Model, target: str) -> Pipeline:
     """What runs before quantization: an operator set the target can quantize in, and the exact passes."""
     wanted = get_target(target).opset
     upgrade = [create("upgrade-opset", {"to": wanted})] if 0 < opset(model) < wanted else []
-    return [*upgrade, *exact_passes()]
+    inline = [create("inline-functions", {})] if model.functions else []  # layers in functions are layers all the same
+    return [*upgrade, *inline, *exact_passes()]

@@ -6,7 +6,7 @@ Metrics, gates and intervals are in ``gates.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -175,8 +175,11 @@ def compare_sessions(
     *,
     limit: int | None = None,
     output_names: Sequence[str] | None = None,
+    keep: Callable[[Feeds, Mapping[str, Any], Mapping[str, Any]], None] | None = None,
 ) -> Comparison:
     """Run both on the same feeds; outputs are matched by name, and A is run twice on the first to see if it can be.
+
+    ``keep`` is given each feed with A's and B's outputs, for whoever needs them too.
 
     Raises:
         RuntimeFailure: one of them does not run.
@@ -195,6 +198,8 @@ def compare_sessions(
                 differences[name].nondeterministic = True
         for name, value in after.items():
             differences[name].add(before[name], value)
+        if keep is not None:
+            keep(feed, before, after)
         count += 1
     notes = [
         f"output '{d.name}' is non-deterministic in the original: excluded"

@@ -40,7 +40,7 @@ def round_weight(
     ``least_scale`` [channels] is a floor (see :func:`bias_floor`). An all-zero channel gets scale 1.
     """
     values = np.moveaxis(weight.astype(np.float64), axis, 0)
-    flat = values.reshape(values.shape[0], -1)
+    flat = values.reshape(values.shape[0], math.prod(values.shape[1:]))
     largest = np.abs(flat).max(axis=1) if flat.size else np.zeros(flat.shape[0])
     scale = largest / _LARGEST[kind]
     if least_scale is not None:

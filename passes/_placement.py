@@ -97,6 +97,15 @@ def _range_unknown(node: ir.Node, target: Target, unseen: Collection[str]) -> bo
     return any(value is not None and value.name in unseen for value in needed)
 
 
+def refuse_quantized(model: ir.Model) -> None:
+    """Raise PreconditionError for a model that somebody quantized already: rounding twice only loses."""
+    for node in nodes(model):
+        if node.op_type in _INTEGER_OPS:
+            raise PreconditionError(
+                f"the model is quantized already (node '{label(node)}', {node.op_type}); start from the float model"
+            )
+
+
 def check_patterns(model: ir.Model, original: ir.Model, patterns: Iterable[str], option: str) -> list[Skip]:
     """Notes on patterns whose nodes are gone (fused or folded by an earlier pass).
 
@@ -342,10 +351,31 @@ def _floating(node: ir.Node) -> bool:
     return True
 
 
+_INTEGER_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "MatMulNBits",
+        "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat",
+        "QGemm",
+    }
+)
+
+
 def _fits(node: ir.Node) -> bool:
     """Whether the runtime's integer kernel computes just this node."""
     if node.op_type in ("Add", "Concat"):
         return all(v is not None and constant_array(v) is None for v in node.inputs)
+    if node.op_type == "AveragePool":
+        # The integer kernel knows no dilations, and counts what ceil_mode adds beyond the padding.
+        overhang = attribute(node, "ceil_mode", 0) and attribute(node, "count_include_pad", 0)
+        return not overhang and all(d == 1 for d in attribute(node, "dilations", ()))
     if node.op_type == "MaxPool":
         return len([v for v in node.outputs if v.name]) == 1
     return True  # their other inputs are shapes and axes, which the runtime's rules do not look at

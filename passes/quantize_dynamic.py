@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import constant_array, fresh, is_op, label, nodes, opset, value_names
+from graphopt.graph import constant_array, fresh, label, opset, value_names
 from graphopt.passes._integer_weights import WeightKind, round_weight
-from graphopt.passes._placement import Layer, check_patterns, place
+from graphopt.passes._placement import Layer, check_patterns, place, refuse_quantized
 from graphopt.passes._weights import add_constant, drop_unread
 from graphopt.target import get_target, this_cpu
 
@@ -44,11 +44,7 @@ class QuantizeDynamic(Pass):
             raise PreconditionError(
                 f"DynamicQuantizeLinear needs opset 11 and the model has {opset(model)}; run upgrade-opset first"
             )
-        for node in nodes(model):
-            if is_op(node, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"):
-                raise PreconditionError(
-                    f"the model is quantized already (node '{label(node)}'); start from the float model"
-                )
+        refuse_quantized(model)
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         gone = check_patterns(model, context.original, self.exclude, "exclude")

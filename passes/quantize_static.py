@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import constant_array, is_op, label, nodes, opset, value_names
+from graphopt.graph import constant_array, label, opset, value_names
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
 from graphopt.passes._coverage import Coverage
 from graphopt.passes._integer_weights import (
@@ -21,7 +21,7 @@ from graphopt.passes._integer_weights import (
     round_bias,
     round_weight,
 )
-from graphopt.passes._placement import Layer, Placement, check_patterns, clip_bounds, place
+from graphopt.passes._placement import Layer, Placement, check_patterns, clip_bounds, place, refuse_quantized
 from graphopt.passes._qdq import Affine, Writer, affine, redirect
 from graphopt.passes._weights import drop_unread
 from graphopt.target import Target, get_target, this_cpu
@@ -68,11 +68,7 @@ class QuantizeStatic(Pass):
                 f"per-channel QDQ needs opset 13 and the model has {opset(model)}; run upgrade-opset first "
                 "(graphopt quantize does so by itself)"
             )
-        for node in nodes(model):
-            if is_op(node, "QuantizeLinear", "DequantizeLinear"):
-                raise PreconditionError(
-                    f"the model is quantized already (node '{label(node)}'); start from the float model"
-                )
+        refuse_quantized(model)
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         target = get_target(context.target)
@@ -112,7 +108,7 @@ class QuantizeStatic(Pass):
         for value in dict.fromkeys(placement.quantized.values()):
             low, high = observe(statistics.values[value.name or ""], self.observer, percentile=self.percentile)
             ranges[value] = affine(low, high, clip_bounds(value) or (-math.inf, math.inf))
-        means = self._means(model, placement, context)
+        means = self.collect_means(model, placement, context)
         writer = Writer(model, value_names(model))
         kinds: dict[str, int] = {}
         for layer in placement.layers:
@@ -124,7 +120,7 @@ class QuantizeStatic(Pass):
         result.metrics["weight_kinds"] = kinds
         result.metrics["light_operators"] = len(placement.light)
 
-    def _means(self, model: ir.Model, placement: Placement, context: Context) -> dict[str, NDArray[np.float64]]:
+    def collect_means(self, model: ir.Model, placement: Placement, context: Context) -> dict[str, NDArray[np.float64]]:
         """The mean of each layer's input per input channel, where a bias can take back what they cause."""
         if not self.bias_correction or context.channel_means is None:
             return {}

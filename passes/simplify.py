@@ -16,7 +16,6 @@ from graphopt.passes._weights import add_constant_node
 from graphopt.session import in_child
 
 _INLINE_ONLY = 1 << 30
-_SLACK = 1024
 """Bytes by which the file may grow for fewer nodes: longer names."""
 
 
@@ -91,7 +90,7 @@ def _worse(model: ir.Model, candidate: ir.Model) -> str | None:
     if after >= before:
         return f"it removes nothing more ({before} nodes before, {after} after)"
     smaller, larger = to_proto(model).ByteSize(), to_proto(candidate).ByteSize()  # weights may stand in nodes too
-    if larger > smaller + _SLACK:
+    if larger > smaller:
         return f"the file would grow from {smaller} to {larger} bytes"
     if interface(candidate) != interface(model):
         return "it changed the inputs or outputs"

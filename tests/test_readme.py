@@ -81,6 +81,11 @@ def test_the_recipe_ran_as_written(workplace: Path) -> None:
     assert (workplace / "int8.onnx").is_file()
 
 
+def test_no_figure_is_missing() -> None:
+    for name, block in re.findall(r"<!-- (\w+):begin -->\n(.*?)<!-- \1:end -->", README, re.DOTALL):
+        assert block.strip(), f"run: python tools/update_readme.py {name}"
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target

@@ -58,7 +58,7 @@ def command(
 
     What stays in float is listed with the reason. The result is compared with the original on data it was not
     calibrated with, timed against it, and written only if every gate you gave holds. Where --max-drop or --min-sqnr
-    would fail, the layers that hurt most go back to float until it holds.
+    would fail, static quantization puts the layers that hurt most back to float until it holds.
     """
     from graphopt import api
     from graphopt.cli._finish import make

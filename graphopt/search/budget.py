@@ -47,8 +47,7 @@ def within_budget(model: ir.Model, step: QuantizeStatic, context: Context, holds
         step: how to quantize; what it excludes already stays excluded.
         holds: whether a quantized model keeps to the budget.
     """
-    sweep = CachedSweep(context)
-    once = replace(context, collect=sweep)
+    once = CachedSweep(context).shared()
     damages = sensitivity(model, step, once)
     found = Budgeted(None, [], None, damages=damages)
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from graphopt.base import Context
 from graphopt.data import feeds as to_feeds
 from graphopt.graph import label
 from graphopt.model import clone, interface
+from graphopt.passes._placement import place
 from graphopt.session import Session
 from graphopt.statistics import Statistics
 from graphopt.target import get_target
 from graphopt.validation import OutputDifference
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -57,6 +59,7 @@ class CachedSweep:
 
     context: Context
     known: Statistics | None = None
+    means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __call__(self, model: ir.Model, names: Sequence[str], histograms: bool) -> Statistics:
         del histograms  # the widest answer serves all
@@ -66,11 +69,20 @@ class CachedSweep:
             self.known = self.context.collect(model, list(wanted), True)
         return self.known
 
+    def channel_means(self, model: ir.Model, axes: Mapping[str, int]) -> dict[str, NDArray[np.float64]]:
+        """The same for means per channel."""
+        missing = {name: axis for name, axis in axes.items() if name not in self.means}
+        if missing and self.context.channel_means is not None:
+            self.means |= self.context.channel_means(model, missing)
+        return {name: self.means[name] for name in axes if name in self.means}
+
+    def shared(self) -> Context:
+        """The context, with this in place of its own sweeps."""
+        return replace(self.context, collect=self, channel_means=self.channel_means)
+
 
 def layers(model: ir.Model, step: QuantizeStatic, target: str) -> list[tuple[str, str]]:
     """(name, operator) of every layer that ``step`` would quantize."""
-    from graphopt.passes._placement import place
-
     placement = place(model, get_target(target), exclude=step.exclude, include=step.include)
     return [(label(layer.node), layer.node.op_type) for layer in placement.layers]
 
@@ -107,8 +119,10 @@ def sensitivity(
     reference = Session(model, threads=context.threads)
     expected = [reference.run(feed) for feed in judged]
     sweep = context.collect if isinstance(context.collect, CachedSweep) else CachedSweep(context)
-    once = replace(context, collect=sweep)
-    sweep(model, _all_names(model, step, context.target), True)
+    once = sweep.shared()
+    wanted = place(model, get_target(context.target), exclude=step.exclude, include=step.include)
+    sweep(model, [v.name or "" for v in dict.fromkeys(wanted.quantized.values())], True)
+    step.collect_means(model, wanted, once)
     damages = []
     for index, (name, op_type) in enumerate(found):
         session = Session(_quantized_only(model, step, once, name), threads=context.threads)
@@ -116,13 +130,6 @@ def sensitivity(
         damages.append(LayerDamage(name, op_type, damage, sqnr))
         context.progress(index + 1, len(found), "quantizing one layer at a time")
     return sorted(damages, key=lambda d: (-d.damage, d.layer))
-
-
-def _all_names(model: ir.Model, step: QuantizeStatic, target: str) -> list[str]:
-    from graphopt.passes._placement import place
-
-    placement = place(model, get_target(target), exclude=step.exclude, include=step.include)
-    return [v.name or "" for v in dict.fromkeys(placement.quantized.values())]
 
 
 def _damage(
