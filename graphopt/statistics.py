@@ -29,6 +29,7 @@ SAMPLED = 1 << 14
 
 _RUN = 16  # elements taken in a row: one cache line, of which a single element would cost as much
 _WAITING = 2 * SAMPLED
+_SMALL = SAMPLED // 4
 _FLOAT32 = np.dtype("<f4")
 _INFINITE = 255 << MANTISSA_BITS
 
@@ -202,6 +203,7 @@ def collect(
     first = next(iterator, None)
     if first is None or not result.values:
         return result
+    held = _Held(result.values)
     given = [n for n in result.values if n in first]
     inner = [n for n in result.values if n not in first]
     chunks = tap_chunks(model, inner, first, cap=cap, threads=threads) or [[]]
@@ -212,27 +214,52 @@ def collect(
         for feed in source:
             batch = _batch(feed)
             if number == 0:
-                _add(result.values, given, feed, batch)
+                held.add(given, feed, batch)
             if session is not None:
-                _add(result.values, chunk, session.run(feed, chunk), batch)
+                held.add(chunk, session.run(feed, chunk), batch)
                 result.runs += 1
             done += batch
             if progress is not None:
                 progress((number * result.samples + done) // len(chunks))
         result.samples = done
+    held.flush()
     for value in result.values.values():
         value.flush()
     return result
 
 
-def _add(
-    values: Mapping[str, ValueStatistics], names: Sequence[str], arrays: Mapping[str, NDArray[Any]], batch: int
-) -> None:
-    """A function of its own, so that one run's arrays are gone before the next run needs their memory."""
-    for name in names:
-        array = arrays[name]
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-            values[name].update(array, batch if array.ndim and array.shape[0] == batch else 1)
+class _Held:
+    """Passes arrays on to their statistics, small ones many at a time: for a few elements the calls are the cost."""
+
+    def __init__(self, values: Mapping[str, ValueStatistics]) -> None:
+        self.values = values
+        self.waiting: dict[str, list[NDArray[Any]]] = {name: [] for name in values}
+        self.filled = dict.fromkeys(values, 0)
+
+    def add(self, names: Sequence[str], arrays: Mapping[str, NDArray[Any]], batch: int) -> None:
+        """One run's arrays. They are let go before the next run needs their memory, all but the small ones."""
+        for name in names:
+            array = arrays[name]
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+                continue
+            if array.size > _SMALL:
+                self.values[name].update(array, batch if array.ndim and array.shape[0] == batch else 1)
+                continue
+            if self.filled[name] + array.size > SAMPLED:
+                self._pass_on(name)
+            self.waiting[name].append(array.flatten())  # a copy: whoever feeds us may fill the same array again
+            self.filled[name] += array.size
+
+    def _pass_on(self, name: str) -> None:
+        if self.waiting[name]:
+            # Together no more than is counted whole anyway, so that they may pass for one sample.
+            self.values[name].update(np.concatenate(self.waiting[name]))
+            self.waiting[name], self.filled[name] = [], 0
+
+    def flush(self) -> None:
+        """Pass on what still waits."""
+        for name in self.values:
+            self._pass_on(name)
 
 
 def _batch(feed: Mapping[str, NDArray[Any]]) -> int:

@@ -78,7 +78,7 @@ def place(
     placement = Placement()
     in_main = set(model.graph)
     for node in nodes(model):
-        if not is_op(node, *target.heavy, *target.reasons):
+        if not is_op(node, *target.heavy, *target.reasons) or (node.op_type == "Gather" and not _table(node)):
             continue
         reason = _reason(node, target, node in in_main, exclude, include)
         if reason is None and _range_unknown(node, target, unseen):
@@ -192,6 +192,12 @@ def _shape_reason(node: ir.Node, rank: int) -> str | None:
     if node.op_type == "Conv" and rank not in (3, 4, 5):
         return f"its weight has {rank} dims"
     return None
+
+
+def _table(node: ir.Node) -> bool:
+    """Whether a Gather looks weights up (an embedding), not numbers that other nodes compute."""
+    stored = constant_array(node.inputs[0])
+    return stored is not None and stored.dtype.kind == "f" and stored.ndim > 1
 
 
 def _depthwise(node: ir.Node) -> bool:
