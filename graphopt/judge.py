@@ -101,6 +101,10 @@ def judge(
         verdict.comparison, verdict.metric = _on_data(before, after, dataset, original, metric, context)
         feeds = [to_feeds(sample, inputs) for sample in dataset.take(_TIMED_SAMPLES)]
     verdict.notes.extend(verdict.comparison.notes)
+    if approximate and sizes[1] >= sizes[0] > 1:
+        verdict.notes.append(
+            f"WARNING: the file is no smaller ({sizes[0]} -> {sizes[1]} bytes): what stayed in float outweighs what did not"
+        )
     if approximate:
         _optimization_gap(verdict, original, candidate, after, feeds, context)
         _collapse(verdict)

@@ -245,7 +245,7 @@ def test_writing_is_all_or_nothing(quantized: dict[str, Any], tmp_path: Path) ->
     page = tmp_path / "report.html"
     write(quantized, page)
     assert page.read_text(encoding="utf-8") == render(quantized)
-    with pytest.raises(InputError, match=r"cannot write .*give --report another file"):
+    with pytest.raises(InputError, match=r"cannot write .*name another file"):
         write(quantized, tmp_path)
     with pytest.raises(KeyError):
         write({"verb": "quantize"}, page)

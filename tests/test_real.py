@@ -65,7 +65,9 @@ def test_it_keeps_its_score_or_is_refused(name: str, tmp_path: Path) -> None:
     metric = report["metric"]
     if code == 0:
         assert metric["candidate"] >= 0.98 * metric["original"]
-        assert output.stat().st_size == report["output"]["bytes"] < report["input"]["bytes"]
+        assert output.stat().st_size == report["output"]["bytes"]
+        smaller = report["output"]["bytes"] < report["input"]["bytes"]
+        assert smaller or any("WARNING: the file is no smaller" in note for note in report["notes"])
     else:
         assert code == 1, report.get("error")
         assert not output.exists()
