@@ -103,7 +103,7 @@ def judge(
     verdict.notes.extend(verdict.comparison.notes)
     if approximate and sizes[1] >= sizes[0] > 1:
         verdict.notes.append(
-            f"WARNING: the file is no smaller ({sizes[0]} -> {sizes[1]} bytes): what stayed in float outweighs what did not"
+            f"WARNING: the file is no smaller ({sizes[0]} -> {sizes[1]} bytes): what stayed in float outweighs the rest"
         )
     if approximate:
         _optimization_gap(verdict, original, candidate, after, feeds, context)

@@ -20,7 +20,7 @@ COMMANDS = {
     "demo": [sys.executable, "-m", "graphopt", "demo", "-o", "demo-out"],
     "real": [sys.executable, "tools/bench/real_models.py"],
     "budget": [
-        sys.executable, "tools/bench/real_models.py", "--models", "basic-pitch,silero-vad,rapidocr-rec,rapidocr-det",
+        sys.executable, "tools/bench/real_models.py", "--models", "basic-pitch",
         "--", "--max-drop", "1%",
     ],
 }  # fmt: skip

@@ -43,8 +43,8 @@ def quantize(name: str, metric: str, extra: list[str]) -> dict[str, Any]:
 
 def row(name: str, report: dict[str, Any]) -> str:
     """One line of the table."""
-    if "latency_ratio" not in report:
-        error = report.get("error", "").removeprefix("error: ")
+    if report.get("metric") is None or report.get("output") is None:
+        error = str(report.get("error")).removeprefix("error: ")
         return f"| {name} | exit {report['exit_code']}: {error[:90]} | | | | | | {report['seconds']:.0f} |"
     metric, ratio = report["metric"], report["latency_ratio"]
     metrics = next(e["metrics"] for e in report["ledger"] if e["pass"].startswith("quantize"))
