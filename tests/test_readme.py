@@ -25,9 +25,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     """Every line that begins with ``graphopt`` in a fenced block without a language, comments cut off."""
     lines = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
-    return [
-        line.split("  #")[0].strip() for line in lines if line.startswith("graphopt ") and "graphopt run /" not in line
-    ]
+    return [line.split("  #")[0].strip() for line in lines if line.startswith("graphopt ")]
 
 
 @pytest.fixture
