@@ -213,6 +213,49 @@ def _divergence(histogram: NDArray[np.float64], stop: int, levels: int) -> float
     return float(np.sum(p[both] * np.log(p[both] / np.maximum(spread[both] / total, 1e-12))))
 
 
+def linear_histogram(statistics: ValueStatistics, bins: int = 48) -> tuple[float, float, list[int]]:
+    """The histogram as a person draws it: (low, high, elements in each of ``bins`` equal steps between them).
+
+    ``low`` and ``high`` are the smallest and largest element, masks apart. Counts are of the elements that were sampled,
+    spread evenly within a bin of the sweep and rounded up, so that a lone outlier is seen. Empty: nothing was counted.
+    """
+    points, cumulative = _cumulative(statistics)
+    if not len(points):
+        return 0.0, 0.0, []
+    low, high = float(points[0]), float(points[-1])
+    edges = np.linspace(low, high, bins + 1 if high > low else 2)
+    reached = np.interp(edges, points, cumulative)
+    reached[0], reached[-1] = 0.0, cumulative[-1]  # also where all is one point
+    return low, high, [int(n) for n in np.ceil(np.diff(reached) - 1e-6)]
+
+
+def clipped_share(statistics: ValueStatistics, low: float, high: float) -> float:
+    """Share, 0 to 1, of the elements outside [low, high] by the sweep's histogram; masks apart."""
+    points, cumulative = _cumulative(statistics)
+    if not len(points) or (low <= points[0] and high >= points[-1]):
+        return 0.0
+    inside = np.interp([low, high], points, cumulative, left=0.0, right=cumulative[-1])
+    return float(1 - (inside[1] - inside[0]) / cumulative[-1])
+
+
+def _cumulative(statistics: ValueStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ascending points and how many elements lie below each; between two points they are spread evenly."""
+    if statistics.histogram is None or statistics.count == 0:
+        return np.zeros(0), np.zeros(0)
+    counts = _signal(statistics)[_ORDER]
+    used = np.flatnonzero(counts)
+    counts = counts[used]
+    ends = np.sort(np.stack([_INNER[_ORDER][used], _OUTER[_ORDER][used]]), axis=0)
+    above = np.cumsum(counts)
+    points = np.stack([ends[0], ends[1]], axis=1).ravel()
+    reached = np.stack([above - counts, above], axis=1).ravel()
+    # The two ends are known exactly, from all elements, unless a mask lies there.
+    low = statistics.minimum if abs(statistics.minimum) < _MASK else points[0]
+    high = statistics.maximum if abs(statistics.maximum) < _MASK else points[-1]
+    points = np.concatenate([[low], np.clip(points, low, high), [high]])
+    return points, np.concatenate([[0.0], reached, [reached[-1]]])
+
+
 def quantization_sqnr(statistics: ValueStatistics, low: float, high: float, levels: int = 255) -> float:
     """Expected signal-to-noise ratio, in dB, of rounding the value to ``levels`` steps of [low, high].
 

@@ -23,6 +23,7 @@ from graphopt.passes._integer_weights import (
 )
 from graphopt.passes._placement import Layer, Placement, check_patterns, clip_bounds, place, refuse_quantized
 from graphopt.passes._qdq import Affine, Writer, affine, redirect
+from graphopt.passes._ranges import chosen_ranges
 from graphopt.passes._weights import drop_unread
 from graphopt.target import Target, get_target, this_cpu
 
@@ -108,6 +109,7 @@ class QuantizeStatic(Pass):
         for value in dict.fromkeys(placement.quantized.values()):
             low, high = observe(statistics.values[value.name or ""], self.observer, percentile=self.percentile)
             ranges[value] = affine(low, high, clip_bounds(value) or (-math.inf, math.inf))
+        result.metrics |= chosen_ranges(ranges, statistics)
         means = self.collect_means(model, placement, context)
         writer = Writer(model, value_names(model))
         kinds: dict[str, int] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from graphopt.observers import OBSERVERS, observe, quantization_sqnr
+from graphopt.observers import OBSERVERS, clipped_share, linear_histogram, observe, quantization_sqnr
 from graphopt.statistics import BIN_COUNT, ValueStatistics
 
 Array = npt.NDArray[Any]
@@ -201,6 +201,42 @@ def test_the_estimated_sqnr_is_the_measured_one(name: str, observer: str) -> Non
 def test_the_estimate_without_anything_to_judge_by_is_infinite() -> None:
     assert quantization_sqnr(ValueStatistics(), 0, 1) == float("inf")
     assert quantization_sqnr(seen(np.zeros(10)), 0, 0) == float("inf")
+
+
+@pytest.mark.parametrize("name", [n for n in DISTRIBUTIONS if n != "relu"])
+def test_the_linear_histogram_is_the_samples_own(name: str) -> None:
+    array = DISTRIBUTIONS[name].astype(np.float32)
+    low, high, counts = linear_histogram(seen(array))
+    assert (low, high) == (array.min(), array.max())
+    wanted, _ = np.histogram(array.astype(np.float64), 48, (low, high))
+    assert len(counts) == 48
+    # A bin of the sweep is 3 % wide, so a few elements stand one step beside where they are; none is lost.
+    assert 0 <= sum(counts) - len(array) <= 48
+    assert np.abs(np.cumsum(counts) - np.cumsum(wanted)).max() < 0.04 * len(array)
+    assert all(counts[i] > 0 for i in np.flatnonzero(wanted) if i in (0, 47))
+
+
+def test_the_zeros_of_a_relu_are_in_its_first_step() -> None:
+    _, _, counts = linear_histogram(seen(DISTRIBUTIONS["relu"]))
+    assert counts[0] >= (DISTRIBUTIONS["relu"] == 0).sum()
+
+
+def test_histograms_of_little() -> None:
+    assert linear_histogram(ValueStatistics(np.zeros(BIN_COUNT, np.int64))) == (0.0, 0.0, [])
+    assert linear_histogram(seen(np.full(7, 1.3))) == (np.float32(1.3), np.float32(1.3), [7])
+    low, high, counts = linear_histogram(seen(np.array([-3.4e38, -1.0, 0.5])))
+    assert -1.04 < low <= -1.0, "a mask is no end of the picture"
+    assert high == 0.5
+    assert sum(counts) == 2
+
+
+@pytest.mark.parametrize("name", [n for n in DISTRIBUTIONS if n != "outlier"])
+def test_the_clipped_share_is_the_share_outside(name: str) -> None:
+    array = DISTRIBUTIONS[name].astype(np.float32)
+    low, high = np.quantile(array, [0.02, 0.95])
+    wanted = ((array < low) | (array > high)).mean()
+    assert clipped_share(seen(array), low, high) == pytest.approx(wanted, abs=0.02)
+    assert clipped_share(seen(array), float(array.min()), float(array.max())) == 0
 
 
 def test_errors_say_what_to_do() -> None:

@@ -76,6 +76,7 @@ def about(model: ir.Model, source: Any) -> dict[str, Any]:
         "bytes": size,
         "sha256": digest,
         "weight_bytes": weights,
+        "bytes_by_type": _bytes_by_type(model),
         "nodes": sum(1 for _ in nodes(model)),
         "opset": opset(model),
         "ir_version": model.ir_version,
@@ -87,6 +88,24 @@ def file_sha256(path: str | Path) -> str:
     """The hash of a file's bytes."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _bytes_by_type(model: ir.Model) -> dict[str, int]:
+    """Bytes of the initializers and of tensors in attributes (Constant nodes) by element type, the most first.
+
+    Types are called as ``inspect`` calls them.
+    """
+    import onnx_ir as ir
+
+    found: dict[str, int] = {}
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    given = (attribute for node in nodes(model) for attribute in node.attributes.values() if not attribute.is_ref())
+    tensors += [attribute.as_tensor() for attribute in given if attribute.type == ir.AttributeType.TENSOR]
+    for tensor in tensors:
+        if tensor is not None:
+            name = tensor.dtype.name.lower()
+            found[name] = found.get(name, 0) + tensor.nbytes
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _histogram(model: ir.Model) -> dict[str, int]:
