@@ -216,8 +216,8 @@ def _divergence(histogram: NDArray[np.float64], stop: int, levels: int) -> float
 def linear_histogram(statistics: ValueStatistics, bins: int = 48) -> tuple[float, float, list[int]]:
     """The histogram as a person draws it: (low, high, elements in each of ``bins`` equal steps between them).
 
-    ``low`` and ``high`` are the smallest and largest element, masks apart. Counts are of the elements that were sampled,
-    spread evenly within a bin of the sweep and rounded up, so that a lone outlier is seen. Empty: nothing was counted.
+    ``low`` and ``high`` are the smallest and largest element, masks apart. Counts are of the elements that the sweep
+    sampled, spread evenly within each of its bins and rounded up: a lone outlier is seen. Empty: there are none.
     """
     points, cumulative = _cumulative(statistics)
     if not len(points):

@@ -86,6 +86,8 @@ class Result:
 
     ir_model: ir.Model
     report: dict[str, Any]
+    original: ir.Model | None = None
+    """The model that came in, of verbs that change one."""
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -279,7 +281,7 @@ def make(
     _merge_notes(report["notes"], verdict.notes)
     report["reproducer"] = str(result.reproducer) if result.reproducer else None
     _hold(verdict, result, options, report)
-    return Result(result.model, report)
+    return Result(result.model, report, model)
 
 
 def make_context(model: ir.Model, options: Options, report: dict[str, Any]) -> Context:

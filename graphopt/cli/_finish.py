@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -53,16 +53,30 @@ def make(
             else:
                 text.print_result(report, verbose=verbose, stream=stream)
 
-    show = with_page(print_report)
+    models: list[tuple[Any, Any]] = []
+    show = with_page(print_report, models=models)
     with reported(show):
         with Progress() as progress:
             result = work(progress=progress)
         result.save(destination, external=external)
+    models.append((result.original, result.ir_model))
     show(result.report)
 
 
-def with_page(show: Show) -> Show:
-    """``show``, and then the page that ``--report`` asked for; where that cannot be written, it is told here."""
+def refuse_page(why: str) -> None:
+    """Where there is nothing for ``--report`` to show, say so instead of leaving the page out in silence."""
+    from graphopt.cli._options import PAGE
+    from graphopt.errors import InputError
+
+    if click.get_current_context().meta.get(PAGE) is not None:
+        raise InputError(why)
+
+
+def with_page(show: Show, *, models: Sequence[tuple[Any, Any]] = (), external_roots: Sequence[str] = ()) -> Show:
+    """``show``, and then the page that ``--report`` asked for; where that cannot be written, it is told here.
+
+    ``models``: filled by then, the two models whose differences the page draws; empty: none.
+    """
     from graphopt.cli._options import PAGE
 
     context = click.get_current_context(silent=True)
@@ -77,9 +91,15 @@ def with_page(show: Show) -> Show:
         try:
             show(report)
         finally:  # also where the reader of our output has gone
-            write(report, page)
+            write(report, page, changed=_changed(models, external_roots))
 
     return both
+
+
+def _changed(models: Sequence[tuple[Any, Any]], external_roots: Sequence[str]) -> dict[str, Any] | None:
+    from graphopt.report.regions import changed_regions
+
+    return changed_regions(*models[0], external_roots=external_roots) if models else None
 
 
 @contextmanager

@@ -93,7 +93,7 @@ report = click.option(
     expose_value=False,
     help="Write the report as one HTML page too, also where a gate failed.",
 )
-"""Of a verb that makes or compares models; ``_finish.with_page`` writes it."""
+"""Of a verb that makes or compares models, or looks into one; ``_finish.with_page`` writes it."""
 
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors (and --json).")
 _markdown = click.option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from graphopt.cli import _options
@@ -16,6 +18,7 @@ from graphopt.cli import _options
 @click.option("--names", is_flag=True, help="Count other names of nodes and inner values as differences, too.")
 @_options.external_roots
 @_options.judged
+@_options.report
 def command(
     a: str, b: str, names: bool, external_roots: tuple[str, ...], as_json: bool, verbose: bool, quiet: bool
 ) -> int:
@@ -24,14 +27,19 @@ def command(
     Aligned by structure: other names or another order are no difference. Nothing is run. Exits 1 where there is a
     difference.
     """
-    from graphopt.cli._finish import to_json
+    from graphopt.cli._finish import to_json, with_page
     from graphopt.model_diff import diff
 
-    report = diff(a, b, names=names, external_roots=external_roots).as_dict()
-    if as_json:
-        click.echo(to_json(report))
-    elif not quiet:
-        from graphopt.report.diff import print_diff
+    def print_report(report: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(to_json(report))
+        elif not quiet:
+            from graphopt.report.diff import print_diff
 
-        print_diff(report, verbose=verbose)
+            print_diff(report, verbose=verbose)
+
+    readable = [] if "-" in (a, b) else [(a, b)]  # standard input cannot be read again to draw it
+    show = with_page(print_report, models=readable, external_roots=external_roots)
+    report = diff(a, b, names=names, external_roots=external_roots).as_dict()
+    show(report)
     return 1 if report["differences"] else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -20,6 +21,7 @@ from graphopt.cli import _options
 @click.option("-o", "--output", metavar="OUT", required=True, help="Where to write ('-': stdout).")
 @_options.external_roots
 @_options.output
+@_options.report
 def command(
     model: str,
     inputs: tuple[str, ...],
@@ -34,24 +36,28 @@ def command(
     Weights, bodies of If and Loop, and functions come along. The piece computes exactly what M computes there.
     """
     from graphopt import api
-    from graphopt.cli._finish import to_json
+    from graphopt.cli._finish import to_json, with_page
     from graphopt.errors import InputError
     from graphopt.report.units import plural, size
 
     if output == "-" and as_json:
         raise InputError("the model and --json both want stdout; write the model to a file")
+
+    def print_report(report: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(to_json(report))
+            return
+        stream = sys.stderr if output == "-" else sys.stdout
+        whole, piece = report["input"], report["output"]
+        nodes = f"{piece['nodes']} of {plural(whole['nodes'], 'node')}"
+        click.echo(f"{whole['path'] or 'model'} -> {output}: {nodes}, {size(piece['bytes'])}", file=stream)
+        for side in ("inputs", "outputs"):
+            for value in report[side]:
+                click.echo(f"  {side[:-1]:6} {value['name']}  {value['type']}", file=stream)
+        for note in report["notes"]:
+            click.echo(note, file=stream)
+
+    show = with_page(print_report)
     result = api.extract(model, inputs or None, outputs or None, external_roots=external_roots)
     result.save(output)
-    report = result.report
-    if as_json:
-        click.echo(to_json(report))
-        return
-    stream = sys.stderr if output == "-" else sys.stdout
-    whole, piece = report["input"], report["output"]
-    nodes = f"{piece['nodes']} of {plural(whole['nodes'], 'node')}"
-    click.echo(f"{whole['path'] or 'model'} -> {output}: {nodes}, {size(piece['bytes'])}", file=stream)
-    for side in ("inputs", "outputs"):
-        for value in report[side]:
-            click.echo(f"  {side[:-1]:6} {value['name']}  {value['type']}", file=stream)
-    for note in report["notes"]:
-        click.echo(note, file=stream)
+    show(result.report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from graphopt.cli import _options
@@ -23,6 +25,7 @@ from graphopt.cli import _options
     "--dim", "dims", multiple=True, metavar="NAME=N", help="A size for a symbolic dim, for MACs and activations."
 )
 @_options.output
+@_options.report
 def command(
     models: tuple[str, ...],
     ops: bool,
@@ -37,7 +40,7 @@ def command(
 
     Nothing is run, and no data file is read without --deep. Symbolic dims count as 1 unless --dim says otherwise.
     """
-    from graphopt.cli._finish import to_json
+    from graphopt.cli._finish import to_json, with_page
     from graphopt.errors import InputError
     from graphopt.inspection import inspect_model
 
@@ -51,10 +54,15 @@ def command(
         if not name or not number.isdigit():
             raise InputError(f"--dim '{text}' is no size; write batch=1")
         sizes[name] = int(number)
-    reports = [inspect_model(model, dims=sizes, deep=deep, tree=tree, node=node) for model in models]
-    if as_json:
-        click.echo(to_json(reports[0] if len(reports) == 1 else {"schema_version": 1, "models": reports}))
-        return
-    from graphopt.report.inspection import print_inspection
 
-    print_inspection(reports, ops=ops, verbose=verbose)
+    def print_report(report: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(to_json(report))
+            return
+        from graphopt.report.inspection import print_inspection
+
+        print_inspection(reports, ops=ops, verbose=verbose)
+
+    show = with_page(print_report)
+    reports = [inspect_model(model, dims=sizes, deep=deep, tree=tree, node=node) for model in models]
+    show(reports[0] if len(reports) == 1 else {"schema_version": 1, "models": reports})

@@ -61,7 +61,7 @@ def command(
     would fail, static quantization puts the layers that hurt most back to float until it holds.
     """
     from graphopt import api
-    from graphopt.cli._finish import make
+    from graphopt.cli._finish import make, refuse_page
     from graphopt.cli.optimize import where
 
     shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "markdown", "external")}
@@ -71,6 +71,7 @@ def command(
 
         options["exclude"] = [*options.get("exclude", ()), *excluded_layers(exclude_from)]
     if dry_run:
+        refuse_page("--dry-run makes no report; leave --report out")
         _plan(model, options, shown)
         return
     target = where(output, destination)

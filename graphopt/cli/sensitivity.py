@@ -27,6 +27,7 @@ from graphopt.cli import _options
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For everything random (default 0).")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use.")
 @_options.output
+@_options.report
 def command(model: str, output: str | None, as_json: bool, verbose: bool, **values: Any) -> None:
     """Say which layers hurt when they are quantized.
 
@@ -34,17 +35,21 @@ def command(model: str, output: str | None, as_json: bool, verbose: bool, **valu
     at the top of the list, marked, are those that quantize --exclude-from leaves in float.
     """
     from graphopt import api
-    from graphopt.cli._finish import to_json
+    from graphopt.cli._finish import to_json, with_page
     from graphopt.cli._progress import Progress
     from graphopt.storage import write_text
 
+    def print_report(report: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(to_json(report))
+            return
+        from graphopt.report.text import print_sensitivity
+
+        print_sensitivity(report, verbose=verbose)
+
+    show = with_page(print_report)
     with Progress() as progress:
         report = api.sensitivity(model, progress=progress, **_options.api_options(values))
     if output is not None:
         write_text(output, to_json(report) + "\n")
-    if as_json:
-        click.echo(to_json(report))
-        return
-    from graphopt.report.text import print_sensitivity
-
-    print_sensitivity(report, verbose=verbose)
+    show(report)

@@ -17,7 +17,7 @@ SHOWN = 12
 """Differences of one section on one screen; ``-v`` shows all."""
 
 _STYLE = {"added": "green", "removed": "red", "changed": "yellow"}
-_TITLES = {
+TITLES = {
     "model": "model",
     "interface": "inputs and outputs",
     "nodes": "node",
@@ -27,21 +27,23 @@ _TITLES = {
     "texts": "doc string or metadata",
     "names": "name",
 }
+"""What each section lists."""
 
 
 def print_diff(report: dict[str, Any], *, verbose: bool = False, stream: IO[str] | None = None) -> None:
     """What ``graphopt diff`` has to say."""
     with _page(stream) as page:
-        page.lines(_heading(report))
-        for name in _TITLES:
+        page.lines(heading(report))
+        for name in TITLES:
             found = report[name]
             if found:
-                page.block(page.table(_table(name, found if verbose else found[:SHOWN])))
+                page.block(page.table(table(name, found if verbose else found[:SHOWN])))
                 if len(found) > SHOWN and not verbose:
                     page.lines([dim(f"and {len(found) - SHOWN} more; -v shows all")])
 
 
-def _heading(report: dict[str, Any]) -> Iterator[Text]:
+def heading(report: dict[str, Any]) -> Iterator[Text]:
+    """What was compared, and how much differs."""
     a, b = report["models"]
     yield Text(a["path"] or "A", style="bold").append(" against ", style="not bold").append(b["path"] or "B")
     aligned, renamed = report["aligned"], report["renamed"]
@@ -57,14 +59,15 @@ def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _table(section: str, found: list[dict[str, Any]]) -> Table:
-    table = Table(["", _TITLES[section], "", ""], "llll")
+def table(section: str, found: list[dict[str, Any]]) -> Table:
+    """The differences of one section, one a line."""
+    made = Table(["", TITLES[section], "", ""], "llll")
     detail = _DETAILS.get(section, _edits)
     for one in found:
         name = one["name"] + (f" in {one['scope']}" if one["scope"] else "")
         kind = Text(one["kind"], style=_STYLE[one["kind"]])
-        table.add(kind, *(shown(text) for text in (name, one["type"] or "")), _plain(detail(one)))
-    return table
+        made.add(kind, *(shown(text) for text in (name, one["type"] or "")), _plain(detail(one)))
+    return made
 
 
 def _plain(text: str) -> str:

@@ -12,11 +12,13 @@ import json
 import re
 from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.report import figures, result
+from graphopt.report import figures, measurements, result
+from graphopt.report.listings import ROWS, differing, inspected, ports
 from graphopt.report.units import plural, ratio, seconds, size
 from graphopt.storage import write_text
 
@@ -40,20 +42,25 @@ _LAYER = re.compile(
 """What the quantizing passes say of a layer; what reads differently is shown as it is."""
 
 
-def write(report: Report, path: str | Path) -> None:
+def write(report: Report, path: str | Path, *, changed: Report | None = None) -> None:
     """Write :func:`render`'s page; what was at ``path`` stays until the new page is complete.
 
     Raises:
         InputError: it cannot be written there.
     """
-    write_text(path, render(report))
+    write_text(path, render(report, changed=changed))
 
 
-def render(report: Report) -> str:
-    """The page, for every report of a verb that makes a model and of ``compare``."""
+def render(report: Report, *, changed: Report | None = None) -> str:
+    """The page of any verb's report.
+
+    ``changed``: what :func:`graphopt.report.regions.changed_regions` says of the two models, to draw where they differ.
+    """
     # Whatever JSON cannot hold (numpy scalars, NaN) becomes what the JSON report has in its place.
     plain = json.loads(json.dumps(report, default=_basic), parse_constant=lambda _: None)
-    return _template().render(_page(plain))
+    page = {**_EMPTY, **_page(plain), "changed": _regions(changed)}
+    page["sections"] = list(_sections(page))
+    return _template().render(page)
 
 
 def _basic(value: Any) -> Any:
@@ -62,16 +69,89 @@ def _basic(value: Any) -> Any:
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = FunctionLoader(lambda name: files("graphopt.report").joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["plural"] = plural
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()
-    return environment.from_string(files("graphopt.report").joinpath("template.html").read_text(encoding="utf-8"))
+    return environment.get_template("template.html")
 
 
-def _page(report: Report) -> dict[str, Any]:
-    """Everything the template shows; an empty value leaves its section out."""
+_SECTIONS = {
+    "gates": "Gates",
+    "models": "Models",
+    "size": "Size",
+    "changed": "Graph",
+    "passes": "Passes",
+    "layers": "Layers",
+    "activations": "Activations",
+    "sensitivity": "Sensitivity",
+    "outputs": "Outputs",
+    "layerwise": "Layer by layer",
+    "latency": "Latency",
+    "notes": "Notes",
+    "made": "Made with",
+}
+"""The parts of a page in their order, as its table of contents calls them."""
+
+_EMPTY: Report = {
+    **{name: [] for name in ("warnings", "notes", "cards", "gates", "files", "models", "operators", "kept", "tables")},
+    **{name: [] for name in ("by_type", "by_pass", "ledger", "layers", "activations", "outputs", "latency", "data")},
+    **dict.fromkeys(("verdict", "sensitivity", "layerwise", "changed", "options")),
+    "machine": "",
+    "names": ("A", "B"),
+    "versions": {"graphopt": version("graphopt")},
+}
+"""A page with nothing on it."""
+
+
+def _sections(page: Report) -> Iterable[tuple[str, str]]:
+    """What the page has: where it is, and what it is called."""
+    shown = {"size": page["by_type"] or page["by_pass"], "passes": page["ledger"], "made": True}
+    for name, text in _SECTIONS.items():
+        if name == "size":
+            yield from ((part["id"], part["title"]) for part in page["tables"])
+        if shown.get(name, page.get(name)):
+            yield name, text
+
+
+def _page(report: Report) -> Report:
+    """What the page shows, by what kind of report it is; what is missing is left out of the page."""
+    if "verb" not in report:
+        return inspected(report.get("models", [report]))
+    return differing(report) if report["verb"] == "diff" else _made(report)
+
+
+def _regions(changed: Report | None) -> Report | None:
+    """The drawn regions with their captions."""
+    if changed is None:
+        return None
+    counts = [f"{changed[what]} {what}" for what in ("added", "removed", "changed") if changed[what]]
+    if not counts:
+        return {"text": f"Not drawn: {changed['why']}.", "regions": []} if changed["why"] else None
+    more = f" {plural(changed['left_out'], 'more kind')} of place not drawn." if changed["left_out"] else ""
+    found = []
+    for region in changed["regions"]:
+        names, places = region["names"], region["places"]
+        others = f", {places - len(names)} more" if places > len(names) else ""
+        caption = (
+            f"{region['operator']} {names[0]}"
+            if places == 1
+            else (f"{region['operator']}, {places} places alike; the first: {names[0]}")
+        )
+        also = f" (then {', '.join(names[1:])}{others})" if places > 1 else ""
+        hidden = f"; {plural(region['hidden'], 'more node')} of it not drawn" if region["hidden"] else ""
+        label = "; ".join(f"{n['kind']} {n['operator']}" for n in region["nodes"] if n["kind"] != "same")
+        found.append({**region, "caption": caption + also + hidden, "label": label})
+    text = f"Nodes: {', '.join(counts)}. Places that look alike are drawn once, what there is most of first.{more}"
+    return {"text": text, "regions": found}
+
+
+def _made(report: Report) -> Report:
+    """A report of a verb that makes or compares models; an empty value leaves its section out."""
     before, after = report["models"] if "models" in report else (report["input"], report.get("output"))
     names = ("A", "B") if "models" in report else ("original", "result")
     ledger = report.get("ledger") or []
@@ -96,6 +176,10 @@ def _page(report: Report) -> dict[str, Any]:
         "ledger": [_entry(entry) for entry in ledger],
         "ledger_time": seconds(sum(entry["seconds"] for entry in ledger)),
         "layers": [_layers(entry) for entry in ledger if _quantizing(entry)],
+        "tables": ports(report),
+        "activations": list(filter(None, map(measurements.activations, ledger))),
+        "sensitivity": measurements.sensitivity(report),
+        "layerwise": measurements.layerwise(report),
         "outputs": [figures.output_cells(o) for o in (report.get("comparison") or {}).get("outputs", [])],
         "compared": (report.get("comparison") or {}).get("samples"),
         "latency": figures.latencies(latency),
@@ -196,9 +280,10 @@ def _entry(entry: Report) -> dict[str, Any]:
         "contract": entry["contract"],
         "summary": [*summary, seconds(entry["seconds"])],
         "reason": reason,
-        "changes": entry["changes"],
+        "changes": entry["changes"][:ROWS],
+        "count": len(entry["changes"]),
         "skips": sorted(groups.items(), key=lambda group: -len(group[1])),
-        "facts": [*_flat(entry["options"]), *_flat(entry["metrics"])],
+        "facts": [*_flat(entry["options"]), *_flat({k: v for k, v in entry["metrics"].items() if k != "ranges"})],
         "reproducer": entry["reproducer"],
     }
 

@@ -46,7 +46,7 @@ def print_inspection(
 
 def overview(reports: list[dict[str, Any]]) -> Table:
     """What each model is; inputs and outputs one a row."""
-    table = Table(["", *_names(reports)], "l" + "l" * len(reports))
+    table = Table(["", *names(reports)], "l" + "l" * len(reports))
     for title, value in (
         ("file size", _file_size),
         ("opsets", lambda r: ", ".join(f"{shown(k)} {v}" for k, v in r["opsets"].items())),
@@ -83,13 +83,13 @@ def overview(reports: list[dict[str, Any]]) -> Table:
 
 def operators(reports: list[dict[str, Any]], *, limit: int | None = _SHOWN) -> Table:
     """Operator counts side by side, the most frequent first."""
-    table = Table(["operator", *_names(reports), ""], "l" + "r" * len(reports) + "l")
+    table = Table(["operator", *names(reports), ""], "l" + "r" * len(reports) + "l")
     most = {n: max(r["operators"].get(n, 0) for r in reports) for r in reports for n in r["operators"]}
-    names = sorted(most, key=lambda n: (-most[n], n))
-    for name in names[:limit]:
+    ordered = sorted(most, key=lambda n: (-most[n], n))
+    for name in ordered[:limit]:
         table.add(shown(name), *(str(r["operators"].get(name, "")) for r in reports))
-    if limit is not None and len(names) > limit:
-        table.add(f"{plural(len(names) - limit, 'more operator')}; -v")
+    if limit is not None and len(ordered) > limit:
+        table.add(f"{plural(len(ordered) - limit, 'more operator')}; -v")
     return table
 
 
@@ -98,7 +98,7 @@ def costs(reports: list[dict[str, Any]]) -> Table:
     titles = [f"{what}" for _ in reports for what in ("nodes", "MACs", "weights")]
     table = Table(["operator", *titles, ""], "l" + "rrr" * len(reports) + "l")
     if len(reports) > 1:
-        table.add("", *(cell for name in _names(reports) for cell in (name, "", "")))
+        table.add("", *(cell for name in names(reports) for cell in (name, "", "")))
     rows = [{row["operator"]: row for row in r["operator_costs"]} for r in reports]
     for name in dict.fromkeys(name for one in rows for name in one):
         table.add(shown(name), *(cell for one in rows for cell in _cost(one.get(name))))
@@ -230,7 +230,8 @@ def _tensors(title: str, tensors: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _names(reports: list[dict[str, Any]]) -> list[str]:
+def names(reports: list[dict[str, Any]]) -> list[str]:
+    """What to call each model: its file, with the folder only where that tells two apart."""
     paths = [r["path"] or "(model)" for r in reports]
     short = [Path(p).name for p in paths]
     return short if len(paths) > 1 and len(set(short)) == len(short) else paths

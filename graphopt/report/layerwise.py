@@ -21,11 +21,11 @@ def print_layers(report: dict[str, Any], *, verbose: bool = False, stream: IO[st
     found = report["layers"]
     values = found["values"]
     with _page(stream) as page:
-        page.block(_summary(found))
-        page.block(_findings(found))
+        page.block(summary(found))
+        page.block(findings(found))
         shown = values if verbose else _worst(values)
         if shown:
-            page.block(page.table(_table(shown)))
+            page.block(page.table(value_table(shown)))
         left = sum(_counts(v) for v in values) - len(shown)
         if left > 0 and not verbose:
             page.lines([dim(f"{plural(left, 'more value')} that differ; -v shows all, in order of execution")])
@@ -33,7 +33,8 @@ def print_layers(report: dict[str, Any], *, verbose: bool = False, stream: IO[st
             page.block([dim(f"only in A: {', '.join(found['unmatched'])}")])
 
 
-def _summary(found: dict[str, Any]) -> list[Text]:
+def summary(found: dict[str, Any]) -> list[Text]:
+    """How many values were compared, and which were not."""
     values = found["values"]
     line = Text(f"layer by layer: {plural(len(values), 'value')} in both")
     same = sum(_same(v) for v in values)
@@ -50,7 +51,8 @@ def _summary(found: dict[str, Any]) -> list[Text]:
     return [line.append(f"; {'; '.join(remarks)}", style="dim") if remarks else line]
 
 
-def _findings(found: dict[str, Any]) -> list[Text]:
+def findings(found: dict[str, Any]) -> list[Text]:
+    """Where the two part, and where the SQNR falls most."""
     first, steepest = found["first"], found["steepest"]
     lines = []
     if first is not None:
@@ -91,7 +93,8 @@ def _worst(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(filter(_counts, values), key=key)[:WORST]
 
 
-def _table(values: list[dict[str, Any]]) -> Table:
+def value_table(values: list[dict[str, Any]]) -> Table:
+    """Values one a row."""
     quantized = any(v["quantized"] for v in values)
     titles = ["value", "made by", "SQNR", *(["quantized"] if quantized else []), "max abs", "max |A|", ""]
     table = Table(titles, "ll" + "r" * (len(titles) - 3) + "l")
