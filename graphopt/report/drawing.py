@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-_WIDTH, _HEIGHT = 158.0, 40.0
+_WIDTH, _HEIGHT = 150.0, 40.0
 _DETAIL = 15.0  # more height for what changed
-_GAP_X, _GAP_Y = 14.0, 30.0
+_GAP_X, _GAP_Y = 12.0, 28.0
 _LANE = 18.0  # width of a line that passes through a row
 _MARGIN = 2.0
-_CHARACTERS = 23
+_CHARACTERS = 22
 _SWEEPS = 4
 
 Key = Hashable
@@ -123,9 +123,9 @@ def _placed(
             "width": _WIDTH,
             "height": round(at[key][2] - at[key][1], 1),
             "kind": box.kind,
-            "operator": _tail(box.operator, _CHARACTERS - 3),
+            "operator": _head(box.operator, _CHARACTERS - 3),
             "name": _tail(box.name, _CHARACTERS),
-            "detail": _head(box.detail, _CHARACTERS + 1),
+            "detail": _head(box.detail, _CHARACTERS),
             "title": ": ".join(filter(None, (f"{box.operator} {box.name}", box.detail))),
         }
         for key, box in boxes.items()

@@ -174,7 +174,12 @@ def by_type(before: Report, after: Report | None) -> list[dict[str, Any]]:
 
 
 def by_pass(before: Report, after: Report | None, ledger: list[Report]) -> list[dict[str, Any]]:
-    """The weights' way from original to result, pass by pass; empty where no pass changed them."""
+    """The weights' way from original to result, pass by pass; empty where no pass changed them.
+
+    Passes are told the initializers only, so that it is empty, too, where most weights came in Constant nodes.
+    """
+    if before["weight_bytes"] < sum(before["bytes_by_type"].values()) / 2:
+        return []
     steps = [(e["pass"], e["weight_bytes"][1] - e["weight_bytes"][0]) for e in ledger if e["status"] != "reverted"]
     if after is None or not any(change for _, change in steps):
         return []

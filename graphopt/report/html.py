@@ -112,7 +112,7 @@ def _sections(page: Report) -> Iterable[tuple[str, str]]:
     """What the page has: where it is, and what it is called."""
     shown = {"size": page["by_type"] or page["by_pass"], "passes": page["ledger"], "made": True}
     for name, text in _SECTIONS.items():
-        if name == "size":
+        if name == "passes":
             yield from ((part["id"], part["title"]) for part in page["tables"])
         if shown.get(name, page.get(name)):
             yield name, text
@@ -136,16 +136,12 @@ def _regions(changed: Report | None) -> Report | None:
     found = []
     for region in changed["regions"]:
         names, places = region["names"], region["places"]
-        others = f", {places - len(names)} more" if places > len(names) else ""
-        caption = (
-            f"{region['operator']} {names[0]}"
-            if places == 1
-            else (f"{region['operator']}, {places} places alike; the first: {names[0]}")
-        )
-        also = f" (then {', '.join(names[1:])}{others})" if places > 1 else ""
+        title = region["operator"] + (f" in {places} places" if places > 1 else "")
+        others = f" and {places - len(names)} more" if places > len(names) else ""
+        also = f"; alike: {', '.join(names[1:])}{others}" if places > 1 else ""
         hidden = f"; {plural(region['hidden'], 'more node')} of it not drawn" if region["hidden"] else ""
         label = "; ".join(f"{n['kind']} {n['operator']}" for n in region["nodes"] if n["kind"] != "same")
-        found.append({**region, "caption": caption + also + hidden, "label": label})
+        found.append({**region, "heading": title, "caption": f"{names[0]}{also}{hidden}", "label": label})
     text = f"Nodes: {', '.join(counts)}. Places that look alike are drawn once, what there is most of first.{more}"
     return {"text": text, "regions": found}
 
@@ -200,6 +196,8 @@ def _title(report: Report, before: Report, after: Report | None) -> tuple[str, s
     """(what, sign, what)."""
     if "models" in report:
         return _name(before, "A"), "against", _name(after, "B")
+    if report["verb"] == "sensitivity":
+        return _name(before, "model"), "", ""
     return _name(before, "model"), "→", _name(after, "nothing written" if report.get("exit_code") else "result")
 
 
@@ -211,6 +209,8 @@ def _machine(report: Report) -> str:
 
 def _verdict(report: Report) -> tuple[str, str, str]:
     """(tone, the word, why)."""
+    if report["verb"] == "sensitivity":
+        return measurements.blame(report)
     gates = report.get("gates") or []
     failed = [gate for gate in gates if not gate["passed"]]
     error, comparing = report.get("error"), "models" in report
@@ -233,6 +233,8 @@ def _verdict(report: Report) -> tuple[str, str, str]:
     outputs = (report.get("comparison") or {}).get("outputs") or []
     if outputs and all(output["identical"] for output in outputs):
         return "good", "The outputs are identical", place
+    if report["verb"] == "extract":
+        return "plain", f"{report['output']['nodes']} of {plural(report['input']['nodes'], 'node')}", place
     return "plain", "No tolerance was asked for" if comparing else "No gate was asked for", place
 
 
@@ -248,9 +250,9 @@ def _files(before: Report, after: Report | None, names: tuple[str, str]) -> list
 def _models(before: Report, after: Report | None) -> list[tuple[str, str, str, str]]:
     """(what, before, after, ratio), one a row."""
     rows = []
-    for title, key in (("file size", "bytes"), ("weights", "weight_bytes"), ("nodes", "nodes")):
+    for title, key in (("file size", "bytes"), ("weights", "bytes_by_type"), ("nodes", "nodes")):
         shown = str if key == "nodes" else size
-        a, b = before[key], after[key] if after else 0
+        a, b = (sum(m[key].values()) if key == "bytes_by_type" else m[key] for m in (before, after or before))
         rows.append((title, shown(a), shown(b) if after else "", ratio(b, a) if after else ""))
     for title, key in (("opset", "opset"), ("IR version", "ir_version")):
         rows.append((title, str(before[key]), str(after[key]) if after else "", ""))

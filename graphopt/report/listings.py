@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from graphopt.report import diff as differences
@@ -14,6 +16,9 @@ from graphopt.report.units import count, plural, size
 
 Report = dict[str, Any]
 
+_FOLDED = 40  # more differences than that open on a click
+_PLURALS = {title: f"{title}s" for title in ("node", "weight", "declared shape", "function", "name")}
+
 ROWS = 400
 """Rows of one table on a page; the JSON report has all."""
 
@@ -21,11 +26,23 @@ _UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "k": 1e3, "M": 1e6, "G": 1e9,
 _MEASURE = re.compile(r"([-+]?[\d.]+) ?(kB|MB|GB|B|k|M|G|dB|%|x)")
 
 
-def grid(table: Table, *, heads: Sequence[str] | None = None, name: bool = False, narrow: bool = False) -> Report:
-    """A table for the page. ``n`` in its ``align`` is a column of names; ``name``: the first is one."""
+def grid(
+    table: Table,
+    *,
+    heads: Sequence[str] | None = None,
+    order: Sequence[int] | None = None,
+    name: bool = False,
+    narrow: bool = False,
+) -> Report:
+    """A table for the page; columns without a word in them are left out.
+
+    ``order``: of the columns, what matters most on a phone first. ``n`` in its ``align`` is a column of names;
+    ``name``: the first is one.
+    """
     titles = list(heads or table.titles)
     sides = "n" + table.align[1:] if name else table.align
-    used = [k for k, title in enumerate(titles) if title or any(row[k].plain for row in table.rows)]
+    columns = order or range(len(titles))
+    used = [k for k in columns if titles[k] or any(row[k].plain for row in table.rows)]
     rows = [[(row[k].plain.strip(), sort_value(row[k].plain.strip())) for k in used] for row in table.rows]
     return {
         "heads": [(titles[k].strip(), sides[k]) for k in used],
@@ -89,7 +106,7 @@ def inspected(reports: list[Report]) -> Report:
 
 
 def _part(id: str, title: str, *grids: Report) -> Report:
-    return {"id": id, "title": title, "text": "", "bars": [], "grids": list(grids), "pre": ""}
+    return {"id": id, "title": title, "text": "", "bars": [], "grids": list(grids), "pre": "", "folded": ""}
 
 
 def _bars(sizes: dict[str, int]) -> list[Report]:
@@ -129,14 +146,23 @@ def differing(report: Report) -> Report:
         found = report[section]
         if found:
             table = grid(differences.table(section, found), heads=["change", title, "type", "what"])
-            table["heads"][1] = (title, "n")
-            parts.append(_part(f"in-{section}", f"{title.capitalize()} ({len(found)})", table))
-    count_ = report["differences"]
-    verdict = ("warn", plural(count_, "difference"), lines[1]) if count_ else ("good", "No difference", lines[1])
+            table["heads"][:2] = [("change", "k"), (title, "n")]
+            part = _part(f"in-{section}", f"{_PLURALS.get(title, title).capitalize()} ({len(found)})", table)
+            kinds = Counter(one["kind"] for one in found)
+            part["text"] = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+            part["folded"] = (
+                f"Show {'them' if len(found) <= ROWS else f'the first {ROWS}'}" if len(found) > _FOLDED else ""
+            )
+            parts.append(part)
+    number = report["differences"]
+    said = lines[1].partition("(")[2].removesuffix(")")
+    paths = [one["path"] or letter for one, letter in zip((a, b), "AB", strict=True)]
+    names = [Path(path).name for path in paths]
     return {
         "verb": "diff",
-        "title": (a["path"] or "A", "against", b["path"] or "B"),
-        "verdict": verdict,
+        "title": (names[0], "against", names[1]),
+        "verdict": ("warn", plural(number, "difference"), said) if number else ("good", "No difference", said),
+        "data": [(letter, "", [path]) for letter, path in zip("AB", paths, strict=True)],
         "tables": parts,
         "schema": report["schema_version"],
     }

@@ -76,7 +76,7 @@ def sensitivity(report: Report) -> Report | None:
     chosen = report["suggested"] if ranked else [s["site"] for s in skips if "to keep to the budget" in s["reason"]]
     remark, marked = "leave in float" if ranked else "left in float", set(chosen)
     total = sum(layer["damage"] or 0.0 for layer in layers)
-    table = Table(["layer", "operator", "damage", "share", "SQNR alone", *([""] if marked else [])], "nlrrr" + "l" * 9)
+    table = Table(["layer", "operator", "damage", "share", "SQNR alone", *([""] if marked else [])], "nlrrrl")
     bars = []
     worst = max((layer["damage"] or 0.0 for layer in layers), default=0.0)
     for layer in layers:
@@ -93,7 +93,19 @@ def sensitivity(report: Report) -> Report | None:
         f"worst output's. The bars are the {plural(len(bars[:_BARS]), 'layer')} that hurt most, by their share of all "
         "damage."
     )
-    return {"text": text, "bars": bars[:_BARS], "table": grid(table)}
+    return {"text": text, "bars": bars[:_BARS], "table": grid(table, order=[0, 3, 4, *([5] if marked else []), 2, 1])}
+
+
+def blame(report: Report) -> tuple[str, str, str]:
+    """The headline of ``graphopt sensitivity``: whether a few layers are to blame."""
+    layers, chosen = report["layers"], set(report["suggested"])
+    total = sum(layer["damage"] or 0.0 for layer in layers)
+    if not chosen or not total:
+        why = "No few layers do most of it; quantize --max-drop finds how many to leave in float."
+        return "plain", f"{plural(len(layers), 'layer')} hurt about alike", why
+    share = sum(layer["damage"] or 0.0 for layer in layers if layer["layer"] in chosen) / total
+    what = f"{len(chosen)} of {plural(len(layers), 'layer')} {'does' if len(chosen) == 1 else 'do'} {100 * share:.0f} %"
+    return "warn", f"{what} of the damage", "quantize --exclude-from leaves them in float."
 
 
 def layerwise(report: Report) -> Report | None:
@@ -105,7 +117,9 @@ def layerwise(report: Report) -> Report | None:
     differing = [value for value in values if value["differs"] or value["mismatch"]] or values
     shown = sorted(differing, key=lambda v: -math.inf if v["lowest_sqnr_db"] is None else v["lowest_sqnr_db"])[:ROWS]
     places = {id(value) for value in shown}
-    table = grid(inner.value_table([value for value in values if id(value) in places]), name=True)
+    listed = inner.value_table([value for value in values if id(value) in places])
+    last = len(listed.titles) - 1
+    table = grid(listed, name=True, order=[0, *range(2, last), 1, last])
     identical = len(values) - len(differing)
     table["more"] = "; ".join(filter(None, (rest(len(differing) - len(shown)), _same(identical))))
     return {
@@ -141,12 +155,12 @@ def _chart(found: Report) -> Report:
             name = "first past the tolerance" if key == "first" and found["tolerances"] else text
             marks.append({"value": at, "at": place, "text": name, "anchor": anchor, "y": 10})
     if len(marks) == 2 and abs(marks[0]["at"] - marks[1]["at"]) < 45:
-        marks[1]["y"] = 26
-    ticks = [{"y": round(180 - 160 * part / 2, 1), "text": f"{top * part / 2:.0f} dB"} for part in (0, 1, 2)]
+        marks[1]["y"] = 25
+    ticks = [{"y": round(190 - 160 * part / 2, 1), "text": f"{top * part / 2:.0f} dB"} for part in (1, 2)]
     text = f"SQNR of {plural(len(values), 'value')} in order of execution, left to right"
     above = f"; {top:.0f} dB and more alike" if max(known, default=0) > top else ""
     return {
-        "values": len(values),
+        "steps": len(values),
         "path": path + "V100z",
         "same": same + "V100z" if any(v["identical"] for v in values) else "",
         "marks": marks,

@@ -28,7 +28,7 @@ WEIGHTS = 1 << 30
 """Bytes: nor are models with more weights inside the file, since alignment reads them."""
 
 _SHOWN = 6  # regions on a page
-_CORE = 12  # nodes that came, went or changed in one picture
+_CORE = 10  # nodes that came, went or changed in one picture
 _AROUND = 5  # nodes beside them
 _NAMED = 4  # places of one kind that are named
 
@@ -91,7 +91,7 @@ class _Overlay:
         alike: dict[Any, list[_Group]] = {}
         for group in self._groups():
             alike.setdefault(self._pattern(group), []).append(group)
-        ranked = sorted(alike.values(), key=lambda found: -sum(len(group.core) for group in found))
+        ranked = sorted(alike.values(), key=lambda found: -sum(min(len(group.core), _CORE) for group in found))
         p = self.pairing
         return {
             "added": len(p.b.nodes) - len(p.nodes),
@@ -157,9 +157,14 @@ class _Overlay:
                 if x in p.a.weights and y in p.b.weights and p.weights.get(x) == y:
                     found += self._weight(x, y)
                 elif not wiring.same(x, y) and not wiring.implied(x, y):
-                    found.append(f"reads {y or 'nothing'}, not {x or 'nothing'}")
+                    found.append(self._rewired(x, y))
             if found:
-                yield ("=", i), "; ".join(found)
+                yield ("=", i), "; ".join(dict.fromkeys(found))
+
+    def _rewired(self, x: str, y: str) -> str:
+        if not x or not y:
+            return "one input more" if y else "one input less"
+        return "other weights" if x in self.pairing.a.weights else f"reads {y}, not {x}"
 
     def _weight(self, x: str, y: str) -> list[str]:
         a, b = self.pairing.a, self.pairing.b
