@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_cli
+from conftest import MODELS, run_cli
 
 from graphopt import api
 from graphopt.errors import GateFailed, InputError, NothingDone
 from graphopt.report.html import render, write
+from graphopt.report.regions import changed_regions
 from graphopt.report.units import ratio, size
 
 DEMO = Path(api.__file__).parent / "demo"
@@ -241,6 +242,162 @@ def test_sizes_by_type_are_a_waterfall(quantized: dict[str, Any]) -> None:
     assert falls.endswith("original 4.02 kB UINT8 +900 B FLOAT −3.60 kB result 1.32 kB ")
 
 
+def section(page: str, name: str) -> Reader:
+    """One part of a page."""
+    found = re.search(f'<section id="{name}"[^>]*>.*?</section>', page, re.DOTALL)
+    assert found is not None, name
+    return Reader(found[0])
+
+
+def test_every_chosen_range_is_a_picture(quantized: dict[str, Any]) -> None:
+    ranges = quantized["ledger"][-1]["metrics"]["ranges"]
+    part = section(render(quantized), "activations")
+    assert len(ranges) > 8
+    assert [a["class"] for tag, a in part.seen if a.get("class") == "hist"] == ["hist"] * len(ranges)
+    assert [r["sqnr_db"] for r in ranges] == sorted(r["sqnr_db"] for r in ranges)
+    for one in ranges:
+        assert len(one["histogram"]) in (1, 48)
+        assert one["value"] in part.text
+        assert f"range {one['low']:.3g} to {one['high']:.3g}" in part.text
+        assert f"{one['sqnr_db']:.1f} dB" in part.text
+    paths = [a["d"] or "" for tag, a in part.seen if a.get("class") == "area"]
+    assert [path.count("h1") for path in paths] == [len(one["histogram"]) for one in ranges]
+    assert "ranges" not in section(render(quantized), "passes").text, "they are pictures, no row of numbers"
+
+
+def test_what_is_clipped_is_shaded(quantized: dict[str, Any]) -> None:
+    report = copy.deepcopy(quantized)
+    one = report["ledger"][-1]["metrics"]["ranges"][0]
+    one.update(low=0.0, high=6.0, min=-2.0, max=8.0, clipped=0.25, sqnr_db=None)
+    report["ledger"][-1]["metrics"].update(ranges=[one], ranges_left_out=7)
+    part = section(render(report), "activations")
+    cuts = [(a.get("x"), a["width"]) for tag, a in part.seen if a.get("class") == "cut"]
+    assert cuts == [(None, "20.0%"), ("80.0%", "20.0%")]
+    assert [a["x1"] for tag, a in part.seen if a.get("class") == "gate"] == ["20.0%", "80.0%"]
+    assert "25 % clipped" in part.text
+    assert "exact" in part.text
+    assert "7 more have a higher one" in part.text
+
+
+@pytest.fixture(scope="module")
+def ranked() -> dict[str, Any]:
+    return api.sensitivity(str(DEMO / "digits.onnx"), data=str(DEMO / "calibration.npz"), samples=16)
+
+
+def test_sensitivity_is_bars_and_a_table(ranked: dict[str, Any]) -> None:
+    page = render(ranked)
+    part = section(page, "sensitivity")
+    worst = ranked["layers"][0]
+    total = sum(layer["damage"] for layer in ranked["layers"])
+    assert all(part.text.count(layer["layer"]) >= 1 for layer in ranked["layers"])
+    assert f"{100 * worst['damage'] / total:.1f} %, {worst['sqnr_db']:.1f} dB" in part.text
+    widths = [float((a["width"] or "").rstrip("%")) for tag, a in part.seen if tag == "rect"]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] == 100
+    assert "digits.onnx: graphopt sensitivity" in page
+    report = {**ranked, "suggested": [worst["layer"]]}
+    assert f"1 of {len(ranked['layers'])} layers does" in Reader(render(report)).text
+    assert section(render(report), "sensitivity").text.count("leave in float") == 2
+    alike = Reader(render({**ranked, "suggested": []})).text
+    assert f"{len(ranked['layers'])} layers hurt about alike" in alike
+
+
+def test_a_search_for_a_budget_shows_what_it_ranked(quantized: dict[str, Any], ranked: dict[str, Any]) -> None:
+    report = copy.deepcopy(quantized)
+    report["sensitivity"] = ranked["layers"]
+    name = ranked["layers"][0]["layer"]
+    report["ledger"][-1]["skipped"].append({"site": name, "reason": "Conv: left in float to keep to the budget: ..."})
+    assert section(render(report), "sensitivity").text.count("left in float") == 2
+    assert "sensitivity" not in [a.get("id") for _, a in Reader(render(quantized)).seen]
+
+
+@pytest.fixture(scope="module")
+def layer_by_layer(quantized: dict[str, Any]) -> dict[str, Any]:
+    b = quantized["output"]["path"]
+    return api.compare(DEMO / "digits.onnx", b, data=DEMO / "evaluation.npz", samples=4, layerwise=True).report
+
+
+def test_layer_by_layer_is_a_chart_and_a_table(layer_by_layer: dict[str, Any]) -> None:
+    found = layer_by_layer["layers"]
+    part = section(render(layer_by_layer), "layerwise")
+    (path,) = [a["d"] or "" for tag, a in part.seen if a.get("class") == "area"]
+    assert path.count("h1") == len(found["values"])
+    heights = [100 - int(h) for h in re.findall(r"V(\d+)h1", path)]
+    known = {h: v["lowest_sqnr_db"] for h, v in zip(heights, found["values"], strict=True) if v["lowest_sqnr_db"]}
+    assert sorted(known) == sorted(known, key=known.__getitem__), "a higher column is a higher SQNR"
+    differing = [v for v in found["values"] if v["differs"]]
+    assert all(v["value"] in part.text for v in differing)
+    assert f"first value that differs: {found['first']['value']}" in part.text
+    assert "falls most" in part.text
+    assert all(name in part.text for name in found["unmatched"])
+
+
+def test_the_changed_graph_is_drawn(quantized: dict[str, Any]) -> None:
+    changed = changed_regions(DEMO / "digits.onnx", quantized["output"]["path"])
+    page = render(quantized, changed=changed)
+    part = section(page, "changed")
+    assert f"Nodes: {changed['added']} added, {changed['removed']} removed" in part.text
+    kinds = [n["kind"] for region in changed["regions"] for n in region["nodes"]]
+    for kind, sign in (("added", "+"), ("removed", "−")):
+        assert [a.get("class") for tag, a in part.seen if tag == "g"].count(f"node {kind}") == kinds.count(kind) > 0
+        assert f"{sign} " in part.text, "said in words, not by colour alone"
+    assert all(region["operator"] in part.text for region in changed["regions"])
+    assert 'href="#changed"' in page
+    assert page == render(quantized, changed=copy.deepcopy(changed))
+    assert "Not drawn: too big." in Reader(render(quantized, changed={**changed, **NOTHING, "why": "too big"})).text
+    assert 'id="changed"' not in render(quantized, changed={**changed, **NOTHING})
+
+
+NOTHING = {"added": 0, "removed": 0, "changed": 0, "regions": [], "left_out": 0, "why": None}
+
+
+def test_hostile_names_in_a_drawn_graph(quantized: dict[str, Any]) -> None:
+    changed = changed_regions(DEMO / "digits.onnx", quantized["output"]["path"])
+    for region in changed["regions"]:
+        region["names"] = [EVIL]
+        for node in region["nodes"]:
+            node.update(name=EVIL, operator=EVIL, detail=EVIL, title=f'"><img src=x onerror=alert(1)>{EVIL}')
+    reader = Reader(render(quantized, changed=changed))
+    assert [tag for tag, _ in reader.seen].count("script") == 1
+    assert "img" not in [tag for tag, _ in reader.seen]
+
+
+def test_inspect_is_a_page(workplace: Path) -> None:
+    report = api.inspect(MODELS / "encoder.onnx", tree=True)
+    text = Reader(render(report)).text
+    assert "encoder.onnx: graphopt inspect" in render(report)
+    for expected in (report["producer"], size(report["weight_bytes"]), "Modules", "Largest tensors", "Operators"):
+        assert expected in text
+    assert all(tensor["name"] in text for tensor in report["largest"])
+    assert all(name in text for name in report["operators"])
+    node = next(iter(report["outputs"]))["name"]
+    assert "reads" in Reader(render(api.inspect(MODELS / "encoder.onnx", node=node))).text
+    both = {"schema_version": 1, "models": [report, api.inspect(MODELS / "gru.onnx")]}
+    assert "gru.onnx" in Reader(render(both)).text
+    evil = {**report, "producer": EVIL, "inputs": [{"name": EVIL, "type": EVIL, "shape": [EVIL]}]}
+    assert [tag for tag, _ in Reader(render(evil)).seen].count("script") == 1
+
+
+def test_diff_is_a_page() -> None:
+    report = api.diff(MODELS / "shared.onnx", MODELS / "metadata.onnx").as_dict()
+    text = Reader(render(report)).text
+    assert f"{report['differences']} differences" in text
+    assert "shared.onnx against metadata.onnx" in text
+    assert all(one["name"] in text for one in report["nodes"])
+    same = api.diff(MODELS / "shared.onnx", MODELS / "shared.onnx").as_dict()
+    assert "No difference" in Reader(render(same)).text
+
+
+def test_a_page_stays_small(quantized: dict[str, Any]) -> None:
+    report = copy.deepcopy(quantized)
+    changes = [{"action": "fold", "site": f"/model/layer/{i}/Constant", "detail": "x"} for i in range(12_000)]
+    report["ledger"][0]["changes"] = changes
+    page = render(report)
+    assert len(page) < 300_000
+    assert "and 11600 more; --json has all" in page
+    assert "12000 changes" in page
+
+
 def test_writing_is_all_or_nothing(quantized: dict[str, Any], tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     write(quantized, page)
@@ -285,12 +442,17 @@ def test_every_verb_that_makes_or_compares_writes_it(workplace: Path) -> None:
         ("run", "r.toml", "--time", "0", "--json"),
         ("compare", digits, "o.onnx", "--samples", "2"),
         ("demo", "--json"),
+        ("inspect", digits),
+        ("diff", digits, "o.onnx"),
+        ("extract", digits, "--outputs", "/stem/Conv_output_0", "-o", "e.onnx"),
+        ("sensitivity", digits, "--data", DEMO / "calibration.npz", "--samples", "8", "--json"),
     ):
         ran = run_cli(verb, *arguments, "--report", f"{verb}.html")
-        assert ran.code == 0, ran.err
+        assert ran.code == (verb == "diff"), ran.err
         page = Reader(Path(f"{verb}.html").read_text(encoding="utf-8")).text
-        assert f"graphopt {'run' if verb == 'demo' else verb} · " in page
-        if "--json" in arguments:
+        assert page.partition("graphopt ")[2].startswith("run" if verb == "demo" else verb)
+        assert ("The graph where it changed" in page) == (verb in ("optimize", "quantize", "run", "demo", "diff"))
+        if "output" in (ran.json if "--json" in arguments else {}):
             assert ran.json["output"]["sha256"] in page
     assert not [p for p in workplace.iterdir() if p.suffix == ".tmp"]
 
@@ -315,11 +477,24 @@ def test_a_failed_gate_and_nothing_done_are_pages_too(workplace: Path) -> None:
 )
 def test_where_it_cannot_go_is_told_before_the_work(workplace: Path, name: str, said: str) -> None:
     Path("folder.html").mkdir()
-    for verb in (["optimize", DEMO / "digits.onnx", "-o", "o.onnx"], ["compare", DEMO / "digits.onnx", "o.onnx"]):
+    digits = DEMO / "digits.onnx"
+    data = DEMO / "calibration.npz"
+    for verb in (
+        *(["optimize", digits, "-o", "o.onnx"], ["compare", digits, "o.onnx"], ["diff", digits, digits]),
+        *(["inspect", digits], ["sensitivity", digits, "--data", data]),
+        ["extract", digits, "--outputs", "/stem/Conv_output_0", "-o", "o.onnx"],
+    ):
         ran = run_cli(*verb, "--report", name)
         assert ran.code == 2
         assert said in ran.error
     assert [p.name for p in workplace.iterdir()] == ["folder.html"]
+
+
+def test_a_dry_run_has_no_page(workplace: Path) -> None:
+    ran = run_cli("quantize", DEMO / "digits.onnx", "--dry-run", "--report", "r.html")
+    assert ran.code == 2
+    assert "--dry-run makes no report; leave --report out" in ran.error
+    assert not list(workplace.iterdir())
 
 
 # In a browser.
@@ -409,3 +584,44 @@ def test_a_hostile_model_in_a_browser(quantized: dict[str, Any], tmp_path: Path)
     dom = _browse(tmp_path / "report.html", tmp_path)
     assert "<title>owned" not in dom
     assert html.escape(EVIL, quote=False) in dom
+
+
+PHONE = """
+<script>
+const told = {inner: innerWidth, wide: document.documentElement.scrollWidth, over: []};
+for (const e of document.querySelectorAll("main > section, header > *, h1, p, li, figcaption, dl")) {
+  const right = e.getBoundingClientRect().right;
+  if (right > innerWidth + 0.5 && !e.closest(".scroll")) told.over.push(e.tagName + " " + e.textContent.slice(0, 40));
+}
+const pre = parent.document.createElement("pre");
+parent.document.body.append(Object.assign(pre, {id: "told", textContent: JSON.stringify(told)}));
+</script>
+"""
+FRAME = '<!doctype html><body><iframe width="390" height="844" style="border:0" srcdoc="{}"></iframe></body>'
+"""A phone: a window of Chromium's own is never narrower than 500 pixels."""
+
+
+@needs_browser
+@pytest.mark.parametrize("which", ["quantize", "sensitivity", "layerwise", "diff", "inspect"])
+def test_every_page_fits_a_phone_and_its_console_stays_silent(
+    which: str, quantized: dict[str, Any], ranked: dict[str, Any], layer_by_layer: dict[str, Any], tmp_path: Path
+) -> None:
+    digits, made = DEMO / "digits.onnx", quantized["output"]["path"]
+    changed = changed_regions(digits, made) if which in ("quantize", "diff") else None
+    report, expected = {
+        "quantize": lambda: (quantized, f"{quantized['ledger'][-1]['metrics']['ranges'][0]['sqnr_db']:.1f} dB"),
+        "sensitivity": lambda: (ranked, ranked["layers"][0]["layer"]),
+        "layerwise": lambda: (layer_by_layer, layer_by_layer["layers"]["first"]["value"]),
+        "diff": lambda: (api.diff(digits, made).as_dict(), "QuantizeLinear"),
+        "inspect": lambda: (api.inspect(digits, tree=True), "Multiply-accumulates"),
+    }[which]()
+    (tmp_path / "page.html").write_text(render(report, changed=changed), encoding="utf-8")
+    assert expected in _browse(tmp_path / "page.html", tmp_path)  # its script by its policy, nothing on the console
+    bare = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render(report, changed=changed))
+    framed = FRAME.format(html.escape(bare.replace("</body>", PHONE + "</body>"), quote=True))
+    (tmp_path / "phone.html").write_text(framed, encoding="utf-8")
+    dom = _browse(tmp_path / "phone.html", tmp_path)
+    told = json.loads(html.unescape(dom.partition('<pre id="told">')[2].partition("</pre>")[0]))
+    assert told["inner"] == 390
+    assert told["wide"] <= 390, "the page scrolls sideways on a phone"
+    assert told["over"] == []

@@ -285,9 +285,17 @@ def _entry(entry: Report) -> dict[str, Any]:
         "changes": entry["changes"][:ROWS],
         "count": len(entry["changes"]),
         "skips": sorted(groups.items(), key=lambda group: -len(group[1])),
-        "facts": [*_flat(entry["options"]), *_flat({k: v for k, v in entry["metrics"].items() if k != "ranges"})],
+        "facts": [
+            *_flat(entry["options"]),
+            *_flat({k: v for k, v in entry["metrics"].items() if not k.startswith("ranges")}),
+        ],
         "reproducer": entry["reproducer"],
     }
+
+
+def _told(metrics: Report) -> Report:
+    """The metrics that are numbers; ranges are pictures of their own."""
+    return {key: value for key, value in metrics.items() if not key.startswith("ranges")}
 
 
 def _quantizing(entry: Report) -> bool:

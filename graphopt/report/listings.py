@@ -32,12 +32,12 @@ def grid(
     heads: Sequence[str] | None = None,
     order: Sequence[int] | None = None,
     name: bool = False,
-    narrow: bool = False,
+    kind: str = "data",
 ) -> Report:
     """A table for the page; columns without a word in them are left out.
 
     ``order``: of the columns, what matters most on a phone first. ``n`` in its ``align`` is a column of names;
-    ``name``: the first is one.
+    ``name``: the first is one. ``kind``: "data" sorts and is searched, "data narrow" takes no more width than it needs.
     """
     titles = list(heads or table.titles)
     sides = "n" + table.align[1:] if name else table.align
@@ -48,7 +48,7 @@ def grid(
         "heads": [(titles[k].strip(), sides[k]) for k in used],
         "rows": rows[:ROWS],
         "more": rest(len(rows) - ROWS),
-        "kind": "narrow" if narrow else "",
+        "kind": kind,
     }
 
 
@@ -73,12 +73,12 @@ def inspected(reports: list[Report]) -> Report:
     one = reports[0] if len(reports) == 1 else None
     overview = inspection.overview(reports)
     overview.titles[0] = "what"
-    parts = [_part("models", "What is in it" if one else "What is in them", grid(overview))]
+    parts = [_part("models", "What is in it" if one else "What is in them", grid(overview, kind=""))]
     if one:
         if one["bytes_by_type"]:
             parts.append({**_part("types", "Weights by type"), "bars": _bars(one["bytes_by_type"])})
         costs = inspection.costs(reports)
-        parts.append(_part("operators", "Operators", grid(costs, name=True, narrow=True)))
+        parts.append(_part("operators", "Operators", grid(costs, name=True, kind="data narrow")))
         if one["largest"]:
             largest = inspection.largest(one)
             parts.append(
@@ -98,7 +98,7 @@ def inspected(reports: list[Report]) -> Report:
         parts.append(_part("operators", "Operators", grid(inspection.operators(reports, limit=None), name=True)))
     return {
         "verb": "inspect",
-        "title": (names[0] if one else plural(len(names), "model"), "", ""),
+        "title": (Path(names[0]).name if one else plural(len(names), "model"), "", ""),
         "cards": _cards(one) if one else [],
         "tables": parts,
         "schema": reports[0]["schema_version"],
@@ -122,7 +122,7 @@ def _cards(one: Report) -> list[Card]:
         Card("File", size(one["bytes"] + one["external_bytes"]), [f"{plural(one['nodes'], 'node')}", *share]),
         Card("Parameters", count(one["parameters"]), [f"{size(one['weight_bytes'])} of weights"]),
         Card("Multiply-accumulates", count(macs), [f"and ? for {plural(unknown, 'node')}"] if unknown else []),
-        Card("Activations at once", "?" if peak is None else size(peak), ["at their peak, shapes as far as known"]),
+        Card("Activations at once", "?" if peak is None else size(peak), ["at their peak; unknown dims count as 1"]),
     ]
 
 
