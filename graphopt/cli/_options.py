@@ -91,7 +91,7 @@ report = click.option(
     metavar="FILE.html",
     callback=_page,
     expose_value=False,
-    help="Write the report as one HTML page, too (docs/html-report.md).",
+    help="Write the report as one HTML page, too.",
 )
 """Of a verb that makes or compares models, or looks into one; ``_finish.with_page`` writes it."""
 
