@@ -593,6 +593,7 @@ for (const e of document.querySelectorAll("main > section, header > *, h1, p, li
   const right = e.getBoundingClientRect().right;
   if (right > innerWidth + 0.5 && !e.closest(".scroll")) told.over.push(e.tagName + " " + e.textContent.slice(0, 40));
 }
+told.filled = Array.from(document.querySelectorAll("path.edge")).filter(e => getComputedStyle(e).fill !== "none").length;
 const pre = parent.document.createElement("pre");
 parent.document.body.append(Object.assign(pre, {id: "told", textContent: JSON.stringify(told)}));
 </script>
@@ -625,3 +626,4 @@ def test_every_page_fits_a_phone_and_its_console_stays_silent(
     assert told["inner"] == 390
     assert told["wide"] <= 390, "the page scrolls sideways on a phone"
     assert told["over"] == []
+    assert told["filled"] == 0, "a line of a drawn graph is no area"

@@ -65,7 +65,7 @@ def test_other_weights_are_a_change() -> None:
     a, b = chain("MatMul", "Relu"), chain("MatMul", "Relu")
     b.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((4, 4), np.float32), "w"))
     (region,) = changed_regions(a, b)["regions"]
-    assert [n["detail"] for n in region["nodes"] if n["kind"] == "changed"] == ["other weights"]
+    assert [n["detail"] for n in region["nodes"] if n["kind"] == "changed"] == ["new weights"]
 
 
 def test_places_that_look_alike_are_drawn_once() -> None:

@@ -163,15 +163,15 @@ class _Overlay:
 
     def _rewired(self, x: str, y: str) -> str:
         if not x or not y:
-            return "one input more" if y else "one input less"
-        return "other weights" if x in self.pairing.a.weights else f"reads {y}, not {x}"
+            return "+1 input" if y else "−1 input"
+        return "new weights" if x in self.pairing.a.weights else f"reads {y}, not {x}"
 
     def _weight(self, x: str, y: str) -> list[str]:
         a, b = self.pairing.a, self.pairing.b
         if a.side.weight(a.weights[x]) == b.side.weight(b.weights[y]):
             return []
         before, after = type_name(a.weights[x].tensor), type_name(b.weights[y].tensor)
-        return ["other weights" if before == after else f"weights {before} → {after}"]
+        return ["new weights" if before == after else f"weights {before} → {after}"]
 
     def _groups(self) -> list[_Group]:
         """Every place that changed, in order."""
