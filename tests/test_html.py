@@ -593,7 +593,8 @@ for (const e of document.querySelectorAll("main > section, header > *, h1, p, li
   const right = e.getBoundingClientRect().right;
   if (right > innerWidth + 0.5 && !e.closest(".scroll")) told.over.push(e.tagName + " " + e.textContent.slice(0, 40));
 }
-told.filled = Array.from(document.querySelectorAll("path.edge")).filter(e => getComputedStyle(e).fill !== "none").length;
+const drawn = Array.from(document.querySelectorAll("path.edge"));
+told.filled = drawn.filter(e => getComputedStyle(e).fill !== "none").length;
 const pre = parent.document.createElement("pre");
 parent.document.body.append(Object.assign(pre, {id: "told", textContent: JSON.stringify(told)}));
 </script>
