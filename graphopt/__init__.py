@@ -22,6 +22,7 @@ _API = (
     "run",
     "sensitivity",
     "inspect",
+    "lint",
     "Result",
     "CompareResult",
     "Diff",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from graphopt.api import diff as diff
     from graphopt.api import extract as extract
     from graphopt.api import inspect as inspect
+    from graphopt.api import lint as lint
     from graphopt.api import optimize as optimize
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run

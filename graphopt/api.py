@@ -19,6 +19,7 @@ from graphopt.graph import label
 from graphopt.inspection import inspect_model
 from graphopt.judge import metric_dict, sqnr_gate
 from graphopt.layerwise import layerwise as compare_inner
+from graphopt.linting import lint
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike, interface
 from graphopt.model_diff import Diff, diff
@@ -191,7 +192,8 @@ def _static_plan(
     model: ir.Model, original: ir.Model, target: str, exclude: Sequence[str], include: Sequence[str]
 ) -> tuple[list[str], list[str], list[Skip]]:
     """(layers, light operators between them, what stays in float) of static quantization."""
-    from graphopt.passes._placement import check_patterns, place
+    from graphopt.passes._patterns import check_patterns
+    from graphopt.passes._placement import place
 
     gone = check_patterns(model, original, exclude, "exclude") + check_patterns(model, original, include, "include")
     placement = place(model, get_target(target), exclude=exclude, include=include)
@@ -382,6 +384,7 @@ __all__ = [
     "diff",
     "extract",
     "inspect",
+    "lint",
     "optimize",
     "quantize",
     "run",

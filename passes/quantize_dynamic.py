@@ -12,7 +12,8 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
 from graphopt.graph import constant_array, fresh, label, opset, value_names
 from graphopt.passes._integer_weights import WeightKind, round_weight
-from graphopt.passes._placement import Layer, check_patterns, place, refuse_quantized
+from graphopt.passes._patterns import check_patterns
+from graphopt.passes._placement import Layer, place, refuse_quantized
 from graphopt.passes._weights import add_constant, drop_unread
 from graphopt.target import get_target, this_cpu
 

@@ -25,13 +25,13 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("data", "difference", "weights", "propagation"),
     ("statistics", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "extraction", "divergence", "workload"),
-    ("base", "layerwise", "lifetimes", "scopes"),
+    ("base", "layerwise", "lifetimes", "scopes", "qdq"),
     ("registry", "foreign", "neighbourhood"),
     ("recipe", "report"),
     ("verify",),
     ("manager",),
     ("inspection", "judge"),
-    ("search", "convert"),
+    ("search", "convert", "linting"),
     ("pipeline",),
     ("ranking",),
     ("api",),
@@ -41,7 +41,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """A module imports from earlier lines only (what is here and not yet written is the design's)."""
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ABOVE_THE_ENGINE = ("search", "pipeline", "ranking", "api", "cli")
+ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "api", "cli")
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 
 

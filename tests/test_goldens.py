@@ -31,6 +31,7 @@ COMMANDS: dict[str, list[str]] = {
             "targets",
             "sensitivity",
             "extract",
+            "lint",
         )
     },
     "inspect-digits": ["inspect", "digits.onnx"],
@@ -52,6 +53,8 @@ COMMANDS: dict[str, list[str]] = {
     "passes": ["passes"],
     "passes-one": ["passes", "fuse-batchnorm"],
     "targets": ["targets"],
+    "lint-float": ["lint", "digits.onnx"],
+    "lint-fakequant": ["lint", "fakequant.onnx", "--target", "ort-cpu"],
     "unknown-verb": ["inspct", "shared.onnx"],
 }
 

@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "extract": "cut a piece out of a model",
     "view": "open a model in netron",
     "diff": "structure: what changed between two models",
+    "lint": "is a quantized model right for its runtime",
     "run": "do what a recipe says, end to end",
     "passes": "the passes there are, with their options",
     "targets": "the runtimes there are profiles for",
