@@ -48,18 +48,19 @@ class Verifier:
     """Compares candidates with one reference model, whose outputs, noise and feeds are made once.
 
     Feeds: the first real samples where there are any, and legal random ones, at a second batch size where the
-    reference runs at it. ``unable`` says why no comparison is possible (custom operators, say), ``notes`` what had to
-    be left out.
+    reference runs at it; or those given. ``unable`` says why no comparison is possible (custom operators, say),
+    ``notes`` what had to be left out.
     """
 
-    def __init__(self, reference: ir.Model, context: Context) -> None:
+    def __init__(self, reference: ir.Model, context: Context, feeds: list[Feed] | None = None) -> None:
         self.unable: str | None = None
         self.notes: list[str] = []
         self.feeds: list[Feed] = []
         self.threads = context.threads
         try:
             plain = Session(reference, optimize=False, threads=context.threads)
-            self.feeds, self.description = _choose(reference, plain, context)
+            given = (feeds, "the inputs given") if feeds is not None else None
+            self.feeds, self.description = given or _choose(reference, plain, context)
             self._measure_noise(reference)
             self.expected = [plain.run(feed) for feed in self.feeds]
             self.excluded = unstable(plain, self.feeds[0])
@@ -226,18 +227,23 @@ def _outline_of(attribute: ir.Attr) -> Any:
     return id(attribute.value) if attribute.type == ir.AttributeType.TENSOR else attribute.value
 
 
+def recipe_of(pass_: Pass, violation: Violation, **settings: Any) -> str:
+    """A recipe that runs just this pass, from whatever folder, and says in a comment what is wrong with it."""
+    use = getattr(pass_, "use", "")
+    if ".py:" in use:
+        pass_ = dataclasses.replace(pass_, use=str(Path(use).absolute()))  # type: ignore[type-var]
+    why = " ".join(violation.reason.split())
+    return f"# {why}\n{write(Recipe(passes=(pass_,), **settings))}"
+
+
 def write_reproducer(before: ir.Model, pass_: Pass, violation: Violation, feeds: list[Feed], seed: int) -> Path | None:
     """A folder with the model before the guilty pass, a recipe that runs just it, and the inputs that show it first."""
     folder: Path | None = None
-    use = getattr(pass_, "use", "")
-    if ".py:" in use:  # the folder is elsewhere than the recipe was
-        pass_ = dataclasses.replace(pass_, use=str(Path(use).absolute()))  # type: ignore[type-var]
     try:
         folder = Path(tempfile.mkdtemp(prefix=f"graphopt-repro-{pass_.name}-"))
         save(before, folder / "before.onnx")
-        recipe = Recipe(passes=(pass_,), model="before.onnx", output="after.onnx", verify="off", seed=seed)
-        why = " ".join(violation.reason.split())
-        (folder / "recipe.toml").write_text(f"# {why}\n{write(recipe)}", encoding="utf-8")
+        settings = {"model": "before.onnx", "output": "after.onnx", "verify": "off", "seed": seed}
+        (folder / "recipe.toml").write_text(recipe_of(pass_, violation, **settings), encoding="utf-8")
         shown = [*feeds[violation.feed : violation.feed + 1], *feeds[: violation.feed]][:2]
         for index, feed in enumerate(shown):
             arrays: dict[str, Any] = {k: v.astype(str) if v.dtype == object else v for k, v in feed.items()}

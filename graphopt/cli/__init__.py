@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     "inspect": "what is in a model",
     "extract": "cut a piece out of a model",
     "view": "open a model in netron",
+    "bisect": "which pass, rewrite and value goes wrong first",
     "diff": "structure: what changed between two models",
     "run": "do what a recipe says, end to end",
     "passes": "the passes there are, with their options",
