@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.base import flatten
+from graphopt.base import Context, Pipeline, flatten
 from graphopt.errors import InputError, NothingDone
 from graphopt.manager import Guilt, LedgerEntry, PassManager
 from graphopt.model import ModelLike, to_proto
-from graphopt.pipeline import exact_passes, make_context, merge_options, read_source
+from graphopt.pipeline import Options, exact_passes, make_context, merge_options, read_source
 from graphopt.recipe import Recipe, chosen
 from graphopt.report.document import about, versions
 from graphopt.search.minimal import Piece, Suspect, first_divergence, smallest
@@ -93,15 +93,7 @@ def bisect(
     given, pipeline = chosen(recipe, passes, exact_passes)
     merged = merge_options(options, given)
     merged.settings = {"recipe": recipe}
-    if not any(pass_.contract == "exact" for pass_ in flatten(pipeline)):
-        raise InputError(
-            "there is no exact pass to bisect: what approximates is judged by gates; for its damage layer by layer use "
-            "graphopt compare A B --layerwise, or graphopt sensitivity"
-        )
-    if merged.samples is not None and merged.data is None:
-        raise InputError("--samples says how much of the data to use, and there is none; give --data")
-    if merged.verify == "off":
-        raise InputError("verify is 'off', and bisecting is verifying; leave it out")
+    _check(merged, pipeline)
     loaded, source = read_source(model, merged)
     report: dict[str, Any] = {
         **versions("bisect", vars(merged)),
@@ -129,14 +121,29 @@ def bisect(
     report["guilty"] = [_guilty(index, entry, guilt) for index, entry, guilt in found]
     if not found:
         return Bisection(report)
-    guilt = found[0][2]
     context.progress(0, None, "looking for the smallest piece")
+    return _look_into(found[0][2], context, report)
+
+
+def _check(options: Options, pipeline: Pipeline) -> None:
+    if not any(pass_.contract == "exact" for pass_ in flatten(pipeline)):
+        raise InputError(
+            "there is no exact pass to bisect: what approximates is judged by gates; for its damage layer by layer use "
+            "graphopt compare A B --layerwise, or graphopt sensitivity"
+        )
+    if options.samples is not None and options.data is None:
+        raise InputError("--samples says how much of the data to use, and there is none; give --data")
+    if options.verify == "off":
+        raise InputError("verify is 'off', and bisecting is verifying; leave it out")
+
+
+def _look_into(guilt: Guilt, context: Context, report: dict[str, Any]) -> Bisection:
+    """The first diverging value of one guilty pass, and the smallest piece."""
     suspect = Suspect(guilt, context)
     report["value"] = first_divergence(suspect, guilt.feed) if guilt.feed is not None else None
     piece = smallest(suspect, report["value"]["value"] if report["value"] else None)
-    names = ("path", "data", "recipe", "command")
     report["repro"] = {
-        **dict.fromkeys(names),
+        **dict.fromkeys(("path", "data", "recipe", "command")),
         "nodes": sum(1 for _ in piece.model.graph),
         "of": sum(1 for _ in guilt.before.graph),
         "reason": piece.violation.reason,

@@ -28,6 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("base", "layerwise", "lifetimes", "scopes"),
     ("registry", "foreign", "neighbourhood"),
     ("recipe", "report"),
+    ("probes",),
     ("verify",),
     ("manager",),
     ("inspection", "judge"),
