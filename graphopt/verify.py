@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     Feed = dict[str, NDArray[Any]]
 
 REAL_SAMPLES = 4
+TRIES = 4
+"""Random inputs drawn at most to find one that the model runs on."""
+
 SECOND_BATCH = 3
 SECOND_SIZE = 13
 """What symbolic dims besides the batch are there, where the model runs with that: more than the usual 8."""
@@ -187,11 +190,11 @@ def _choose(model: ir.Model, session: Session, context: Context) -> _Chosen:
     def random(seed: int, batch: int | None = None, first: int | None = None) -> tuple[list[Feed], int | None]:
         for size in dict.fromkeys((first, *OTHER_SIZES)):
             try:
-                made = random_feeds(model, 1, seed=seed, batch=batch, size=size)
+                made = random_feeds(model, TRIES, seed=seed, batch=batch, size=size)
             except InputError as error:  # an input that cannot be drawn
                 failures.append(str(error))
                 break
-            found = [feed for feed in made if usable(feed)]
+            found = list(islice(filter(usable, made), 1))
             if found:
                 return found, size
         return [], None
