@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import graphopt.surgery  # noqa: F401  # registers the gs.Graph loader
 from graphopt import data as data_module
-from graphopt.base import Context, Pass, Pipeline, Skip, flatten
+from graphopt.base import Context, Skip, flatten
+from graphopt.bisection import Bisection, bisect
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
-from graphopt.foreign import foreign
 from graphopt.gates import GateResult, MetricResult, drop_gate, measure
 from graphopt.graph import label
 from graphopt.inspection import inspect_model
@@ -37,7 +37,7 @@ from graphopt.pipeline import (
     with_report,
 )
 from graphopt.ranking import sensitivity
-from graphopt.recipe import Recipe, read
+from graphopt.recipe import Recipe, chosen, read
 from graphopt.registry import create
 from graphopt.report.document import about, versions
 from graphopt.session import Session
@@ -72,19 +72,9 @@ def optimize(
         InputError: bad model, data, recipe or option.
         GateFailed: a gate was not met; ``error.report`` has everything measured.
     """
-    if recipe is not None and passes is not None:
-        raise InputError("both a recipe and passes; give one of them")
-    if passes is not None and not passes:
-        raise InputError("no passes; name at least one, or leave the option out (graphopt passes lists them)")
-    given = read(recipe) if isinstance(recipe, (str, Path)) else recipe
+    given, pipeline = chosen(recipe, passes, exact_passes)
     merged = merge_options(options, given)
     merged.settings = {"recipe": recipe}
-    if passes is not None:
-        pipeline: Pipeline = [_as_pass(p) for p in passes]
-    elif given is not None:
-        pipeline = given.passes
-    else:
-        pipeline = exact_passes()
     return make(model, pipeline, merged, verb="optimize")
 
 
@@ -365,21 +355,13 @@ def inspect(model: ModelLike, **options: Any) -> dict[str, Any]:
     return inspect_model(model, **options)
 
 
-def _as_pass(item: Any) -> Pass:
-    if isinstance(item, Pass):
-        return item
-    if isinstance(item, str):
-        return create(item, {})
-    if callable(item):
-        return foreign(item)
-    raise InputError(f"{item!r} is no pass; give a name, a Pass or a callable")
-
-
 __all__ = [
+    "Bisection",
     "CompareResult",
     "Diff",
     "Options",
     "Result",
+    "bisect",
     "compare",
     "diff",
     "extract",

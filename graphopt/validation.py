@@ -235,14 +235,21 @@ def output_noise(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None
     return {name: max(noise[name] for noise in each) for name in each[0]} if each else {}
 
 
-def noise_by_feed(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None = None) -> list[dict[str, float]]:
-    """:func:`output_noise` of each feed by itself."""
+def noise_by_feed(
+    model: ir.Model,
+    feeds: Sequence[Feeds],
+    *,
+    threads: int | None = None,
+    still: Callable[[Feeds], Mapping[str, NDArray[np.bool_]]] | None = None,
+) -> list[dict[str, float]]:
+    """:func:`output_noise` of each feed by itself; ``still`` says which elements are not to be moved."""
     plain = Session(model, optimize=False, threads=threads)
     optimized = Session(model, threads=threads)
     found: list[dict[str, float]] = []
     for feed in feeds:
         reference = plain.run(feed)
         moved = {k: np.nextafter(v, np.asarray(np.inf, v.dtype)) if v.dtype.kind == "f" else v for k, v in feed.items()}
+        moved |= {k: np.where(where, feed[k], moved[k]) for k, where in (still(feed) if still else {}).items()}
         noise = dict.fromkeys(reference, 0.0)
         for other in (optimized.run(feed), plain.run(moved)):
             for name, value in other.items():
@@ -286,7 +293,7 @@ def random_feeds(
     shapes than the usual ones.
     """
     inputs, _ = interface(model)
-    bounds = _input_bounds(model, inputs)
+    bounds = input_bounds(model, inputs)
     named = {i.shape[0] for i in inputs if i.shape and isinstance(i.shape[0], str)}
 
     def sized(axis: int, dim: int | str | None) -> int | str | None:
@@ -311,7 +318,7 @@ _ID_STEPS = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squee
 """What may stand between an id and the Gather that uses it without changing its value."""
 
 
-def _input_bounds(model: ir.Model, inputs: Sequence[ValueSpec]) -> dict[str, tuple[float, float]]:
+def input_bounds(model: ir.Model, inputs: Sequence[ValueSpec]) -> dict[str, tuple[float, float]]:
     """Masks get 0 and 1; integer inputs that index a table get its size as their bound."""
     bounds: dict[str, tuple[float, float]] = {spec.name: (0, 1) for spec in inputs if _is_mask(spec)}
     wanted = {spec.name for spec in inputs if spec.dtype is not None and spec.dtype.kind in "iu"}

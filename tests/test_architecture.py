@@ -28,12 +28,13 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),
     ("registry", "foreign", "neighbourhood"),
     ("recipe", "report"),
+    ("probes",),
     ("verify",),
     ("manager",),
     ("inspection", "judge"),
     ("search", "convert", "linting"),
     ("pipeline",),
-    ("ranking",),
+    ("ranking", "bisection"),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),
@@ -41,7 +42,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """A module imports from earlier lines only (what is here and not yet written is the design's)."""
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "api", "cli")
+ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "bisection", "api", "cli")
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 
 

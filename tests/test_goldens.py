@@ -26,6 +26,7 @@ COMMANDS: dict[str, list[str]] = {
             "optimize",
             "quantize",
             "compare",
+            "bisect",
             "diff",
             "passes",
             "targets",

@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     "inspect": "what is in a model",
     "extract": "cut a piece out of a model",
     "view": "open a model in netron",
+    "bisect": "which pass, rewrite and value goes wrong first",
     "diff": "structure: what changed between two models",
     "lint": "is a quantized model right for its runtime",
     "run": "do what a recipe says, end to end",
