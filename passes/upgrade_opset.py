@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import fresh, opset
+from graphopt.graph import STANDARD_DOMAINS, fresh, opset
 from graphopt.model import fingerprint, graphs, load, replace, to_proto
 from graphopt.session import one_line
 
@@ -36,6 +36,9 @@ class UpgradeOpset(Pass):
         now = opset(model)
         if now >= self.to or now == 0:
             why = "it imports no standard operators" if now == 0 else f"the model is at opset {now} already"
+            return PassResult(skipped=[Skip("(graph)", why)])
+        if any(domain in STANDARD_DOMAINS for f in model.functions.values() for domain in f.opset_imports):
+            why = f"the converter would leave the model's functions at opset {now}; run inline-functions first"
             return PassResult(skipped=[Skip("(graph)", why)])
         if not context.allows(self.name, "(graph)"):
             return PassResult(skipped=[Skip("(graph)", "switched off after a failed verification")])

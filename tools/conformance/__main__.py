@@ -95,9 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rivals", action="store_true", help="all rivals too")
     parser.add_argument("--rival-python", type=Path, help="the interpreter that has them (default: this one)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth case")
-    parser.add_argument(
-        "--start", type=int, default=0, metavar="K", help="from the Kth on, so that N runs are all cases"
-    )
+    parser.add_argument("--start", type=int, default=0, metavar="K", help="from the Kth on: N runs cover all")
     parser.add_argument("--variant", dest="variants", action="append", choices=list(VARIANTS))
     parser.add_argument("--kind", dest="kinds", action="append", choices=KINDS)
     parser.add_argument("--failures", type=Path, metavar="FILE", help="write all failures there, as they come")
