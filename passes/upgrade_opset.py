@@ -87,8 +87,8 @@ def _restore_nodes(converted: onnx.ModelProto, original: onnx.ModelProto) -> Non
     """
     known = {name: node for graph in graphs(original) for node in graph.node for name in node.output if name}
     taken = {node.name for graph in graphs(original) for node in graph.node}
-    used: set[str] = set()
     for graph in graphs(converted):
+        used: set[str] = set()  # the other branch may have a node of that name too
         for node in sorted(graph.node, key=lambda n: not _same_node(n, known)):
             before = next((known[name] for name in node.output if name in known), None)
             if before is not None and before.name not in used:

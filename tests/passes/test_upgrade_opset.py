@@ -169,6 +169,27 @@ def test_a_converter_that_fails_is_one_clear_line(monkeypatch: pytest.MonkeyPatc
     assert "\n" not in str(caught.value)
 
 
+def test_nodes_of_one_name_in_both_branches_keep_what_is_said_of_them() -> None:
+    branches = []
+    for side in ("then", "else"):
+        made = helper.make_node("ReduceSum", ["x"], [side], name="same", axes=[0], doc_string=f"the {side} side")
+        output = helper.make_tensor_value_info(side, onnx.TensorProto.FLOAT, IMAGE)
+        branches.append(helper.make_graph([made], side, [], [output]))
+    proto = build(
+        [node("If", ["go"], "y", then_branch=branches[0], else_branch=branches[1])],
+        {"x": IMAGE},
+        {"y": IMAGE},
+        {"go": np.array(True)},
+        opset=11,
+    )
+    model, entry = apply(proto, UpgradeOpset(to=13))
+    assert entry.status == "changed"
+    for attribute in model.graph.node[0].attribute:
+        side = attribute.g.output[0].name
+        (kept,) = [n for n in attribute.g.node if n.op_type == "ReduceSum"]
+        assert (kept.name, kept.doc_string) == ("same", f"the {side} side")
+
+
 def test_functions_are_left_to_inline_functions() -> None:
     """onnx's converter leaves their bodies at the old operator set, which its checker then refuses."""
     proto = build([node("Twice", ["x"], "y", domain="mine")], {"x": [2]}, {"y": [2]}, opset=11)

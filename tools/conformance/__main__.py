@@ -44,7 +44,9 @@ def judge(reference: Reference, who: Contestant) -> tuple[bool, list[Finding], s
     """(whether the model was changed, what is wrong with it, what verification took back)."""
     answer = who.answer(reference)
     if answer.finding is not None:
-        return False, [answer.finding], ""
+        # What ONNX Runtime does not take is no fault of an optimizer that is ONNX Runtime.
+        excused = who.name.startswith("ort-") and answer.finding[0] == "crashed" and reference.ran is None
+        return False, [] if excused else [answer.finding], ""
     found = [("mutated", "")] if answer.mutated else []
     if answer.model is None:
         return False, found, answer.undone
