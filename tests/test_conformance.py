@@ -40,12 +40,13 @@ def test_a_slice_of_all_cases_in_all_variants() -> None:
     """`python -m tools.conformance` runs them all."""
     tally = Tally()
     passes = [contestant(name, None) for name in exact_passes()]
-    slices = {90: [Pipeline(), *passes], 60: [p for p in passes if p.name != "simplify"]}
+    slow = [p for p in passes if p.name == "simplify"]
+    slices = {120: [Pipeline(), *slow], 60: [p for p in passes if p not in slow]}
     for every, who in slices.items():
-        for source in sources()[::every]:
+        for source in sources()[every // 2 :: every]:
             run_case(source, who, tuple(VARIANTS), tally)
     assert not [line for line in tally.lines if not line.startswith("undone")]
-    assert tally.counts["pipeline", "models"] > 100
+    assert tally.counts["pipeline", "models"] > 80
     assert tally.counts["pipeline", "changed"] > 20
     assert sum(tally.counts[p.name, "changed"] for p in passes) > 40
 
