@@ -20,7 +20,7 @@ from graphopt import registry
 from graphopt.base import Context, Pass
 from graphopt.errors import GraphoptError, RuntimeFailure
 from graphopt.manager import PassManager
-from graphopt.model import load, to_bytes, to_proto
+from graphopt.model import to_bytes, to_proto
 from graphopt.passes import simplify
 from tools.conformance.judging import Finding, Reference, serialized
 from tools.conformance.rivals import PACKAGES
@@ -129,15 +129,15 @@ class OnePass:
         return _guarded(lambda: self._answer(reference))
 
     def _answer(self, reference: Reference) -> Answer:
-        model = load(reference.proto)
-        given = to_bytes(model)
+        model, given = reference.loaded
         result = PassManager([self.pass_], verify="off").run(model, Context(original=model, threads=1))
         entry = result.ledger[0]
         if entry.reproducer is not None:
             shutil.rmtree(entry.reproducer, ignore_errors=True)
         if entry.status == "reverted":
             return Answer(finding=("crashed", str(entry.reason)))
-        return Answer(to_proto(result.model), mutated=to_bytes(model) != given)
+        after = to_proto(result.model) if entry.changes else reference.round_trip
+        return Answer(after, mutated=to_bytes(model) != given)
 
 
 class Pipeline:

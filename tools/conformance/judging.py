@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, numpy_helper
 
 from graphopt.errors import RuntimeFailure
-from graphopt.model import graphs
+from graphopt.model import graphs, load, to_bytes, to_proto
 from graphopt.session import Session
 from graphopt.validation import unstable
 from tools.conformance.cases import Feeds, all_nodes
@@ -45,6 +46,17 @@ class Reference:
         self.data = serialized(proto)
         self._feeds = feeds
         self._known: dict[tuple[bytes, bool], list[Finding]] = {}
+
+    @cached_property
+    def loaded(self) -> tuple[ir.Model, bytes]:
+        """As graphopt holds it, and its bytes there: most passes leave most models alone, and need no copy each."""
+        model = load(self.proto)
+        return model, to_bytes(model)
+
+    @cached_property
+    def round_trip(self) -> onnx.ModelProto:
+        """What it is when nothing but reading and writing was done to it."""
+        return to_proto(self.loaded[0])
 
     @cached_property
     def valid(self) -> bool:
