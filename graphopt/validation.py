@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.data import legal_random
-from graphopt.errors import RuntimeFailure
+from graphopt.errors import GraphoptError, InputError, RuntimeFailure
 from graphopt.graph import attribute, constant, is_op, nodes
 from graphopt.model import ValueSpec, interface
 from graphopt.session import Session
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 NOISE_FACTOR = 4.0
 NOISE_FLOOR = 1e-6
 """Of an output's largest value: what no float32 model is expected to keep."""
+OTHER_SIZES = (None, 64, 512)
+"""What symbolic dims are set to, in turn, until the model runs: a window of audio is longer than the usual 8."""
+MAX_ELEMENTS = 2**20
+"""Of an input whose symbolic dims are set to one of those: four of 512 would take 256 GB."""
 RANDOM_OPS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -291,6 +295,9 @@ def random_feeds(
 
     ``batch`` sets a symbolic leading dim, wherever its name stands, and ``size`` the other symbolic dims, to try other
     shapes than the usual ones.
+
+    Raises:
+        InputError: an input that cannot be drawn, or that ``size`` would make larger than :data:`MAX_ELEMENTS`.
     """
     inputs, _ = interface(model)
     bounds = input_bounds(model, inputs)
@@ -305,9 +312,41 @@ def random_feeds(
         ValueSpec(i.name, i.dtype, tuple(sized(*item) for item in enumerate(i.shape)) if i.shape else i.shape)
         for i in inputs
     )
+    for spec in inputs if size is not None else ():
+        elements = math.prod(dim for dim in spec.shape or () if isinstance(dim, int))
+        if elements > MAX_ELEMENTS:
+            raise InputError(f"input '{spec.name}' would have {elements} elements with dims of {size}; give real data")
     masks = {i.name for i in inputs if _is_mask(i) and i.dtype is not None and i.dtype.kind == "f"}
     dataset = legal_random(inputs, seed=seed, n=count, bounds=bounds)
     return [{k: np.rint(v) if k in masks else v for k, v in sample.items()} for sample in dataset]
+
+
+def runnable_feeds(
+    model: ir.Model, session: Session, count: int = 2, *, seed: int = 0, batch: int | None = None
+) -> list[dict[str, NDArray[Any]]]:
+    """Those of :func:`random_feeds` on which ``session`` (``model``, loaded) runs, at the first of
+    :data:`OTHER_SIZES` at which it runs at all: what an operator takes is no matter of type and rank alone.
+
+    Raises:
+        RuntimeFailure: there is none; the message is the first that the runtime gave.
+        InputError: an input that cannot be drawn.
+    """
+    failure: GraphoptError | None = None
+    for size in OTHER_SIZES:
+        found = []
+        try:
+            for feed in random_feeds(model, count, seed=seed, batch=batch, size=size):
+                try:
+                    session.run(feed)
+                    found.append(feed)
+                except RuntimeFailure as error:
+                    failure = failure or error
+        except InputError as error:
+            raise failure or error from None
+        if found:
+            return found
+    assert failure is not None
+    raise failure
 
 
 def _is_mask(spec: ValueSpec) -> bool:

@@ -22,7 +22,15 @@ from graphopt.probes import probes, still
 from graphopt.recipe import Recipe, write
 from graphopt.session import Outputs, Session
 from graphopt.storage import save
-from graphopt.validation import Comparison, OutputDifference, exact_violation, noise_by_feed, random_feeds, unstable
+from graphopt.validation import (
+    OTHER_SIZES,
+    Comparison,
+    OutputDifference,
+    exact_violation,
+    noise_by_feed,
+    random_feeds,
+    unstable,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,9 +44,6 @@ TRIES = 4
 SECOND_BATCH = 3
 SECOND_SIZE = 13
 """What symbolic dims besides the batch are there, where the model runs with that: more than the usual 8."""
-
-OTHER_SIZES = (None, 64, 512)
-"""What symbolic dims are set to, in turn, until the model runs: a window of audio is longer than the usual 8."""
 
 _OVERRIDE = 1.125
 """What overridable initializers in float are multiplied by, to see that a caller's own values still count."""
