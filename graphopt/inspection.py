@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from graphopt.errors import InputError
+from graphopt.errors import InputError, did_you_mean
 from graphopt.lifetimes import dead, peak
 from graphopt.model import graphs, read_proto
 from graphopt.neighbourhood import neighbourhood
@@ -193,7 +193,7 @@ def _check_dims(proto: onnx.ModelProto, dims: Mapping[str, int]) -> None:
     for name in dims:
         if name not in names:
             has = f"its inputs have {', '.join(dict.fromkeys(names))}" if names else "its inputs have none"
-            raise InputError(f"the model has no symbolic dim '{name}'; {has}")
+            raise InputError(f"the model has no symbolic dim '{name}'; {did_you_mean(name, names, has)}")
 
 
 def _quantization(proto: onnx.ModelProto) -> dict[str, Any] | None:

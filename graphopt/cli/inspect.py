@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
@@ -14,7 +14,7 @@ from graphopt.cli import _options
     "  graphopt inspect model.onnx --tree\n"
     "  graphopt inspect before.onnx after.onnx --json",
 )
-@click.argument("models", metavar="M...", nargs=-1, required=True)
+@click.argument("models", metavar="M...", shell_complete=_complete.models, nargs=-1, required=True)
 @click.option("--ops", is_flag=True, help="Per operator: nodes, MACs, bytes of weights.")
 @click.option("--tree", is_flag=True, help="The modules it was exported from, from names and metadata.")
 @click.option("--node", metavar="NAME", help="One node (or value) and its neighbours.")
