@@ -185,14 +185,16 @@ def operator(name: str, counts: set[int]) -> Told:
 
 
 def symbolic(m: Model) -> Told | None:
-    dims = [(v.name, d.dim_param) for v in m.inputs for d in v.type.tensor_type.shape.dim if d.dim_param]
+    dims = [(v.name, d.dim_param) for v in m.inputs for d in v.type.tensor_type.shape.dim if d.dim_param.strip("?")]
     return every(*(line(word(name), word(dim)) for name, dim in dims)) if dims else None
 
 
 def dynamic(m: Model) -> Told | None:
     shapes = [[d for v in side for d in v.type.tensor_type.shape.dim] for side in (m.inputs, m.proto.graph.output)]
-    named = {d.dim_param for side in shapes for d in side if d.dim_param}
-    unnamed = sum(not d.dim_param and (d.dim_value < 0 or not d.HasField("dim_value")) for side in shapes for d in side)
+    named = {d.dim_param for side in shapes for d in side if d.dim_param.strip("?")}
+    unnamed = sum(
+        d.dim_param in ("", "?") and (d.dim_value < 0 or not d.HasField("dim_value")) for side in shapes for d in side
+    )
     parts = [word(n) for n in named] + ([rf"(?<!\d){unnamed}(?!\d)"] if unnamed else [])
     return line(r"dynamic|symbolic", *parts) if parts else None
 
@@ -246,7 +248,7 @@ def macs_by_operator(m: Model) -> Told | None:
 def macs_by_node(m: Model) -> Told | None:
     if not m.macs or not all(m.macs):
         return None
-    return every(*(near(n, 1.3, word(name)) for name, n in m.macs.items()))
+    return every(*(near(n, 1.3, re.escape(name[:190])) for name, n in m.macs.items()))
 
 
 def activations(m: Model) -> Told | None:
