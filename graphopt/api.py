@@ -11,6 +11,7 @@ import graphopt.surgery  # noqa: F401  # registers the gs.Graph loader
 from graphopt import data as data_module
 from graphopt.base import Context, Skip, flatten
 from graphopt.bisection import Bisection, bisect
+from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
@@ -246,7 +247,7 @@ def compare(
     if data is not None or metric is not None or max_drop is not None:  # --samples alone counts random ones
         check_gates(merged)
     (first, source_a), (second, source_b) = read_source(a, merged), read_source(b, merged)
-    _same_inputs(first, second)
+    check_same_inputs(first, second)
     report: dict[str, Any] = {
         **versions("compare", vars(merged)),
         "models": [about(first, source_a), about(second, source_b)],
@@ -272,15 +273,6 @@ def compare(
     return CompareResult(comparison, result, report)
 
 
-def _same_inputs(first: ir.Model, second: ir.Model) -> None:
-    mine, theirs = ([i.name for i in interface(model)[0]] for model in (first, second))
-    if sorted(mine) != sorted(theirs):
-        raise InputError(
-            f"A has the inputs {', '.join(mine)} and B {', '.join(theirs)}; only models that take the same inputs can "
-            "be compared"
-        )
-
-
 def _compare(
     first: ir.Model, second: ir.Model, options: Options
 ) -> tuple[Comparison, MetricResult | None, dict[str, Any], Callable[[], Iterable[Any]]]:
@@ -288,13 +280,13 @@ def _compare(
     inputs, _ = interface(first)
     before, after = Session(first, threads=options.threads), Session(second, threads=options.threads)
     if options.data is None:
-        feeds = random_feeds(first, options.samples or 4, seed=options.seed)
+        feeds = random_feeds(narrowed(first, second), options.samples or 4, seed=options.seed)
         described = {"source": "random", "samples": len(feeds), "synthetic": True, "sha256": None}
         return compare_sessions(before, after, feeds), None, {**described, "skipped": [], "notes": []}, lambda: feeds
     dataset, described = load_samples(options.data, first, options)
 
     def again() -> Iterable[Any]:
-        return (data_module.feeds(s, inputs) for s in dataset)
+        return taken_by_b((data_module.feeds(s, inputs) for s in dataset), second)
 
     comparison = compare_sessions(before, after, again())
     chosen = as_metric(options.metric)

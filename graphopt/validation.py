@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, NDArray[Any]]
 
 NOISE_FACTOR = 4.0
+BLOCK = 1 << 20
+"""Elements compared at once: comparing makes float64 copies, and outputs may be large."""
 NOISE_FLOOR = 1e-6
 """Of an output's largest value: what no float32 model is expected to keep."""
 OTHER_SIZES = (None, 64, 512)
@@ -89,12 +91,14 @@ class OutputDifference:
             if not np.array_equal(a, b):
                 self.mismatch = self.mismatch or "values of a non-numeric output differ"
             return
-        self._numbers(a, b)
+        self._count_rows(a, b)
+        flat, other = a.reshape(-1), b.reshape(-1)
+        for start in range(0, a.size, BLOCK):
+            self._numbers(flat[start : start + BLOCK], other[start : start + BLOCK])
 
     def _numbers(self, a: NDArray[Any], b: NDArray[Any]) -> None:
         difference = _distance(a, b)
         a, b = a.astype(np.float64), b.astype(np.float64)
-        self._count_rows(a, b)
         odd = ~np.isfinite(a) | ~np.isfinite(b)
         if odd.any():
             if not np.array_equal(a[odd], b[odd], equal_nan=True):
@@ -113,7 +117,7 @@ class OutputDifference:
         self._noise += float(np.vdot(difference, difference))
         self._dot += float(np.vdot(a, b))
 
-    def _count_rows(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    def _count_rows(self, a: NDArray[Any], b: NDArray[Any]) -> None:
         if a.ndim < 2 or a.shape[-1] < 2:
             return
         same = a.argmax(-1) == b.argmax(-1)
@@ -196,15 +200,16 @@ def compare_sessions(
     count = 0
     for feed in islice(feeds, limit):
         before = a.run(feed, names)
-        after = b.run(feed, [n for n in names if n not in missing])
-        if count == 0:
-            for name in unstable(a, feed, names):
+        if count == 0:  # before B runs: no more than two models' outputs are held at once
+            for name in _moved(before, a.run(feed, names)):
                 differences[name].nondeterministic = True
+        after = b.run(feed, [n for n in names if n not in missing])
         for name, value in after.items():
             differences[name].add(before[name], value)
         if keep is not None:
             keep(feed, before, after)
         count += 1
+        del before, after  # not held while the next ones are computed
     notes = [
         f"output '{d.name}' is non-deterministic in the original: excluded"
         for d in differences.values()
@@ -215,7 +220,10 @@ def compare_sessions(
 
 def unstable(session: Session, feed: Feeds, names: Sequence[str] | None = None) -> set[str]:
     """The outputs that differ between two runs on the same feed."""
-    first, second = session.run(feed, names), session.run(feed, names)
+    return _moved(session.run(feed, names), session.run(feed, names))
+
+
+def _moved(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
     found: set[str] = set()
     for name, value in first.items():
         probe = OutputDifference(name)

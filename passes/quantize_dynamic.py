@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.errors import PreconditionError
+from graphopt.errors import PreconditionError, did_you_mean
 from graphopt.graph import constant_array, fresh, label, opset, value_names
 from graphopt.passes._integer_weights import WeightKind, round_weight
 from graphopt.passes._patterns import check_patterns
@@ -38,7 +38,10 @@ class QuantizeDynamic(Pass):
 
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
-            raise ValueError(f"weights is '{self.weights}'; one of {', '.join(WEIGHTS)}")
+            raise ValueError(
+                f"weights is '{self.weights}'; "
+                + did_you_mean(str(self.weights), WEIGHTS, f"one of {', '.join(WEIGHTS)}")
+            )
 
     def check(self, model: ir.Model) -> None:
         if opset(model) < 11:

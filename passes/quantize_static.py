@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.errors import PreconditionError
+from graphopt.errors import PreconditionError, did_you_mean
 from graphopt.graph import constant_array, label, opset, value_names
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
 from graphopt.passes._coverage import Coverage
@@ -57,9 +57,15 @@ class QuantizeStatic(Pass):
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
-            raise ValueError(f"observer is '{self.observer}'; one of {', '.join(OBSERVERS)}")
+            raise ValueError(
+                f"observer is '{self.observer}'; "
+                + did_you_mean(str(self.observer), OBSERVERS, f"one of {', '.join(OBSERVERS)}")
+            )
         if self.weights not in WEIGHTS:
-            raise ValueError(f"weights is '{self.weights}'; one of {', '.join(WEIGHTS)}")
+            raise ValueError(
+                f"weights is '{self.weights}'; "
+                + did_you_mean(str(self.weights), WEIGHTS, f"one of {', '.join(WEIGHTS)}")
+            )
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}; it must lie between 50 and 100")
 

@@ -41,6 +41,7 @@ COMMANDS: dict[str, list[str]] = {
     "inspect-custom": ["inspect", "custom.onnx"],
     "inspect-two": ["inspect", "gru.onnx", "lstm.onnx"],
     "inspect-ops": ["inspect", "shared.onnx", "encoder.onnx", "--ops"],
+    "inspect-nodes": ["inspect", "shared.onnx", "--nodes"],
     "inspect-tree": ["inspect", "gru.onnx", "--tree"],
     "inspect-node": ["inspect", "shared.onnx", "--node", "Conv_conv1"],
     "inspect-node-unknown": ["inspect", "shared.onnx", "--node", "Conv_cnv1"],
