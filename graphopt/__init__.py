@@ -17,25 +17,31 @@ _API = (
     "optimize",
     "quantize",
     "compare",
+    "bisect",
     "diff",
     "extract",
     "run",
     "sensitivity",
     "inspect",
+    "lint",
     "Result",
     "CompareResult",
     "Diff",
+    "Bisection",
 )
 _ERRORS = ("GraphoptError", "InputError", "ModelError", "DataError", "GateFailed", "NothingDone", "RuntimeFailure")
 
 if TYPE_CHECKING:
+    from graphopt.api import Bisection as Bisection
     from graphopt.api import CompareResult as CompareResult
     from graphopt.api import Diff as Diff
     from graphopt.api import Result as Result
+    from graphopt.api import bisect as bisect
     from graphopt.api import compare as compare
     from graphopt.api import diff as diff
     from graphopt.api import extract as extract
     from graphopt.api import inspect as inspect
+    from graphopt.api import lint as lint
     from graphopt.api import optimize as optimize
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import graphopt.surgery  # noqa: F401  # registers the gs.Graph loader
 from graphopt import data as data_module
-from graphopt.base import Context, Pass, Pipeline, Skip, flatten
+from graphopt.base import Context, Skip, flatten
+from graphopt.bisection import Bisection, bisect
+from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
-from graphopt.foreign import foreign
 from graphopt.gates import GateResult, MetricResult, drop_gate, measure
 from graphopt.graph import label
 from graphopt.inspection import inspect_model
 from graphopt.judge import metric_dict, sqnr_gate
 from graphopt.layerwise import layerwise as compare_inner
+from graphopt.linting import lint
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike, interface
 from graphopt.model_diff import Diff, diff
@@ -36,7 +38,7 @@ from graphopt.pipeline import (
     with_report,
 )
 from graphopt.ranking import sensitivity
-from graphopt.recipe import Recipe, read
+from graphopt.recipe import Recipe, chosen, read
 from graphopt.registry import create
 from graphopt.report.document import about, versions
 from graphopt.session import Session
@@ -71,19 +73,9 @@ def optimize(
         InputError: bad model, data, recipe or option.
         GateFailed: a gate was not met; ``error.report`` has everything measured.
     """
-    if recipe is not None and passes is not None:
-        raise InputError("both a recipe and passes; give one of them")
-    if passes is not None and not passes:
-        raise InputError("no passes; name at least one, or leave the option out (graphopt passes lists them)")
-    given = read(recipe) if isinstance(recipe, (str, Path)) else recipe
+    given, pipeline = chosen(recipe, passes, exact_passes)
     merged = merge_options(options, given)
     merged.settings = {"recipe": recipe}
-    if passes is not None:
-        pipeline: Pipeline = [_as_pass(p) for p in passes]
-    elif given is not None:
-        pipeline = given.passes
-    else:
-        pipeline = exact_passes()
     return make(model, pipeline, merged, verb="optimize")
 
 
@@ -191,7 +183,8 @@ def _static_plan(
     model: ir.Model, original: ir.Model, target: str, exclude: Sequence[str], include: Sequence[str]
 ) -> tuple[list[str], list[str], list[Skip]]:
     """(layers, light operators between them, what stays in float) of static quantization."""
-    from graphopt.passes._placement import check_patterns, place
+    from graphopt.passes._patterns import check_patterns
+    from graphopt.passes._placement import place
 
     gone = check_patterns(model, original, exclude, "exclude") + check_patterns(model, original, include, "include")
     placement = place(model, get_target(target), exclude=exclude, include=include)
@@ -254,7 +247,7 @@ def compare(
     if data is not None or metric is not None or max_drop is not None:  # --samples alone counts random ones
         check_gates(merged)
     (first, source_a), (second, source_b) = read_source(a, merged), read_source(b, merged)
-    _same_inputs(first, second)
+    check_same_inputs(first, second)
     report: dict[str, Any] = {
         **versions("compare", vars(merged)),
         "models": [about(first, source_a), about(second, source_b)],
@@ -280,15 +273,6 @@ def compare(
     return CompareResult(comparison, result, report)
 
 
-def _same_inputs(first: ir.Model, second: ir.Model) -> None:
-    mine, theirs = ([i.name for i in interface(model)[0]] for model in (first, second))
-    if sorted(mine) != sorted(theirs):
-        raise InputError(
-            f"A has the inputs {', '.join(mine)} and B {', '.join(theirs)}; only models that take the same inputs can "
-            "be compared"
-        )
-
-
 def _compare(
     first: ir.Model, second: ir.Model, options: Options
 ) -> tuple[Comparison, MetricResult | None, dict[str, Any], Callable[[], Iterable[Any]]]:
@@ -296,13 +280,13 @@ def _compare(
     inputs, _ = interface(first)
     before, after = Session(first, threads=options.threads), Session(second, threads=options.threads)
     if options.data is None:
-        feeds = random_feeds(first, options.samples or 4, seed=options.seed)
+        feeds = random_feeds(narrowed(first, second), options.samples or 4, seed=options.seed)
         described = {"source": "random", "samples": len(feeds), "synthetic": True, "sha256": None}
         return compare_sessions(before, after, feeds), None, {**described, "skipped": [], "notes": []}, lambda: feeds
     dataset, described = load_samples(options.data, first, options)
 
     def again() -> Iterable[Any]:
-        return (data_module.feeds(s, inputs) for s in dataset)
+        return taken_by_b((data_module.feeds(s, inputs) for s in dataset), second)
 
     comparison = compare_sessions(before, after, again())
     chosen = as_metric(options.metric)
@@ -363,25 +347,18 @@ def inspect(model: ModelLike, **options: Any) -> dict[str, Any]:
     return inspect_model(model, **options)
 
 
-def _as_pass(item: Any) -> Pass:
-    if isinstance(item, Pass):
-        return item
-    if isinstance(item, str):
-        return create(item, {})
-    if callable(item):
-        return foreign(item)
-    raise InputError(f"{item!r} is no pass; give a name, a Pass or a callable")
-
-
 __all__ = [
+    "Bisection",
     "CompareResult",
     "Diff",
     "Options",
     "Result",
+    "bisect",
     "compare",
     "diff",
     "extract",
     "inspect",
+    "lint",
     "optimize",
     "quantize",
     "run",

@@ -5,8 +5,17 @@ A message is one line: ``what is wrong (where); how to fix it``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The end of a message about a ``word`` nobody knows: the nearest known one, or ``otherwise``."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 class ExitCode(IntEnum):

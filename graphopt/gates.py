@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.errors import InputError
+from graphopt.errors import InputError, did_you_mean
 from graphopt.user_code import from_file, one_line
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ def load_metric(spec: str) -> Metric:
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not name:
         raise InputError(
-            f"unknown metric '{spec}'; use accuracy, or module.py:function with function(outputs, samples) -> float"
+            f"unknown metric '{spec}'; "
+            + did_you_mean(
+                spec, ["accuracy"], "use accuracy, or module.py:function with function(outputs, samples) -> float"
+            )
         )
     try:
         function = from_file(Path(path), name)

@@ -10,14 +10,14 @@ from typing import Any
 
 import onnx
 
-from graphopt.errors import InputError
+from graphopt.errors import InputError, did_you_mean
 from graphopt.lifetimes import dead, peak
 from graphopt.model import graphs, read_proto
 from graphopt.neighbourhood import neighbourhood
 from graphopt.scopes import tree as module_tree
 from graphopt.values import Values, known
 from graphopt.weights import Weight, collect, content, repeats, strip, text
-from graphopt.workload import inlined, operator, table, works
+from graphopt.workload import inlined, listed, operator, table, works
 
 _TOP = 10
 
@@ -28,6 +28,7 @@ def inspect_model(
     dims: Mapping[str, int] | None = None,
     deep: bool = False,
     tree: bool = False,
+    nodes: bool = False,
     node: str | None = None,
 ) -> dict[str, Any]:
     """What the file says and what follows from it; unknown is None, and never an end.
@@ -37,6 +38,7 @@ def inspect_model(
         dims: sizes for symbolic dims (the others count as 1), for MACs and activations.
         deep: read every weight, data files included, to tell which are equal.
         tree: add ``tree``, the modules the nodes come from.
+        nodes: add ``node_costs``, every node in the file's order, functions inlined.
         node: add ``node``, all about the node or value of that name.
 
     Raises:
@@ -62,6 +64,8 @@ def inspect_model(
     report["dynamic_dims"] = _dynamic(bare, dims or {})
     if tree:
         report["tree"] = module_tree(done)
+    if nodes:
+        report["node_costs"] = listed(done, sized)
     if node is not None:
         same = sized if plain is bare else Values(bare, dims or {})
         report["node"] = [{**one, "values": values} for one in neighbourhood(Values(bare), same, node)]
@@ -193,7 +197,7 @@ def _check_dims(proto: onnx.ModelProto, dims: Mapping[str, int]) -> None:
     for name in dims:
         if name not in names:
             has = f"its inputs have {', '.join(dict.fromkeys(names))}" if names else "its inputs have none"
-            raise InputError(f"the model has no symbolic dim '{name}'; {has}")
+            raise InputError(f"the model has no symbolic dim '{name}'; {did_you_mean(name, names, has)}")
 
 
 def _quantization(proto: onnx.ModelProto) -> dict[str, Any] | None:

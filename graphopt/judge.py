@@ -11,12 +11,12 @@ import numpy as np
 from graphopt.base import Context, Gates
 from graphopt.data import feeds as to_feeds
 from graphopt.data import labels as to_labels
-from graphopt.errors import RuntimeFailure
+from graphopt.errors import InputError, RuntimeFailure
 from graphopt.gates import GateResult, Metric, MetricResult, drop_gate, measure, parse_size
 from graphopt.model import interface
 from graphopt.report.units import ratio, size
 from graphopt.session import Session, Timing, time_models
-from graphopt.validation import Comparison, compare_sessions, random_feeds
+from graphopt.validation import Comparison, compare_sessions, runnable_feeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -77,7 +77,8 @@ def judge(
 ) -> Verdict:
     """Compare, measure, time and gate. ``sizes``: (original, candidate) file bytes.
 
-    Where the original does not run here (custom operators) nothing is compared, and the notes say so.
+    Where the original does not run here (custom operators), or on no random inputs where there is no data, nothing is
+    compared, and the notes say so.
 
     Raises:
         RuntimeFailure: the candidate does not run although the original does.
@@ -94,7 +95,12 @@ def judge(
     dataset = context.eval_data or context.data
     inputs, _ = interface(original)
     if dataset is None:
-        feeds = random_feeds(original, 2, seed=context.seed)
+        try:
+            feeds = runnable_feeds(original, before, 2, seed=context.seed)
+        except (RuntimeFailure, InputError) as error:  # it takes no random inputs
+            verdict.notes.append(f"nothing was compared or timed: {error}")
+            _gate(verdict, gates, sizes)
+            return verdict
         verdict.comparison = compare_sessions(before, after, feeds)
         verdict.notes.append("compared on random inputs only; give --data for real ones")
     else:

@@ -248,8 +248,8 @@ class _Of:
             raise RuntimeFailure(f"{self._which}: {error}") from error
 
 
-class _Tapped:
-    """A model cut down to what a few of its values need."""
+class Tapped:
+    """A model cut down to what a few of its values need; ``which`` model it is, for errors."""
 
     def __init__(self, model: ir.Model, names: Iterable[str], which: str, threads: int | None) -> None:
         fed = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
@@ -264,6 +264,7 @@ class _Tapped:
                 self._session = Session(piece, optimize=False, threads=threads)
 
     def run(self, feed: Feeds) -> dict[str, Any]:
+        """The values by name, and those of ``feed``."""
         if self._session is None:
             return dict(feed)
         with _Of(self._which):
@@ -271,8 +272,8 @@ class _Tapped:
 
 
 def _compare_chunk(a: ir.Model, b: ir.Model, feeds: Ask, layers: Sequence[Layer], threads: int | None) -> None:
-    one = _Tapped(a, (layer.match.a for layer in layers), "A", threads)
-    other = _Tapped(b, (n for layer in layers for n in (layer.match.b, layer.match.after) if n), "B", threads)
+    one = Tapped(a, (layer.match.a for layer in layers), "A", threads)
+    other = Tapped(b, (n for layer in layers for n in (layer.match.b, layer.match.after) if n), "B", threads)
     for sample, feed in enumerate(feeds()):
         before = one.run(feed)
         if sample == 0:
@@ -288,7 +289,7 @@ def _compare_chunk(a: ir.Model, b: ir.Model, feeds: Ask, layers: Sequence[Layer]
             layer.odd_b.add(theirs, sample)
 
 
-def _probe(one: _Tapped, feed: Feeds, before: Mapping[str, Any], layers: Sequence[Layer]) -> None:
+def _probe(one: Tapped, feed: Feeds, before: Mapping[str, Any], layers: Sequence[Layer]) -> None:
     """What the original itself does not repeat, and how far it moves when its inputs do."""
     again = one.run(feed)
     for layer in layers:

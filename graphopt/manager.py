@@ -20,8 +20,26 @@ from graphopt.verify import Verifier, Violation, edited, write_reproducer
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.verify import Feed
+
 MAX_GUILTY_SITES = 8
 """More bad rewrites than that are not a few bad sites but a bad pass, which is reverted whole."""
+
+
+@dataclass(frozen=True)
+class Guilt:
+    """What a failed verification was traced to; ``graphopt bisect`` goes on from here."""
+
+    pass_: Pass
+    before: ir.Model
+    """The model that the pass was given; its weights are shared with the original."""
+    sites: tuple[str, ...]
+    """The rewrites to blame; none: the pass as a whole."""
+    rewrites: tuple[str, ...]
+    """All that it made."""
+    violation: Violation
+    feed: Feed | None
+    """The inputs that show it; None: none are needed (it crashed, broke the graph, changed the interface)."""
 
 
 @dataclass
@@ -40,6 +58,8 @@ class LedgerEntry:
     nodes: tuple[int, int] = (0, 0)
     weight_bytes: tuple[int, int] = (0, 0)
     reproducer: Path | None = None
+    guilt: Guilt | None = None
+    """Of a pass that was undone, the first time."""
 
     def as_dict(self) -> dict[str, Any]:
         """As the report prints it."""
@@ -207,11 +227,7 @@ class _Run:
     def _call(self, pass_: Pass, model: ir.Model, name: str, off: Collection[tuple[str, str]] = ()) -> PassResult:
         """The pass on ``model``, without the rewrites that are switched off."""
         disabled = frozenset((*self.context.disabled, *self.reverted, *off))
-        result = pass_.run(model, replace(self.context, disabled=disabled))
-        if not isinstance(result, PassResult):
-            raise TypeError(f"it returned a {type(result).__name__}, not a PassResult")
-        check_model(model, name)
-        return result
+        return run_pass(pass_, model, replace(self.context, disabled=disabled), name)
 
     def _record(self, entry: LedgerEntry, result: PassResult) -> None:
         off = {site: why for (name, site), why in self.reverted.items() if name == entry.name}
@@ -258,6 +274,7 @@ class _Run:
         del self.steps[count - 1 :]
         self.verified = min(self.verified, len(self.steps))
         why = f"reverted: {violation.reason}"
+        self._blame(step.pass_, step.entry, step.before, violation, verifier, sites)
         if sites:
             self.reverted |= {(step.entry.name, site): why for site in sites}
             more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
@@ -272,11 +289,28 @@ class _Run:
         for later in rest:
             self._step(later.pass_, later.entry)
 
+    def _blame(
+        self,
+        pass_: Pass,
+        entry: LedgerEntry,
+        before: ir.Model,
+        violation: Violation,
+        verifier: Verifier | None,
+        sites: Sequence[str] = (),
+    ) -> None:
+        """Keep what a bisection needs, of the first time; what comes later follows from it."""
+        if entry.guilt is None:
+            feeds = verifier.feeds if verifier is not None else []
+            feed = feeds[violation.feed] if violation.feed < len(feeds) else None
+            rewrites = dict.fromkeys(change.site for change in entry.changes)
+            entry.guilt = Guilt(pass_, before, tuple(sites), tuple(rewrites), violation, feed)
+
     def _revert(
         self, pass_: Pass, entry: LedgerEntry, before: ir.Model, violation: Violation, verifier: Verifier | None = None
     ) -> None:
         """Put on record that the pass was undone whole."""
         self.distrusted.append(pass_)
+        self._blame(pass_, entry, before, violation, verifier)
         feeds = verifier.feeds if verifier is not None else []
         entry.reproducer = write_reproducer(before, pass_, violation, feeds, self.context.seed)
         entry.status, entry.reason = "reverted", f"reverted: {violation.reason}"
@@ -313,6 +347,20 @@ class _Run:
             if not breaks(left):
                 return guilty
         return []
+
+
+def run_pass(pass_: Pass, model: ir.Model, context: Context, name: str) -> PassResult:
+    """Run one pass on ``model`` and see that what it leaves is a graph; ``name`` is its name in messages.
+
+    Raises:
+        InternalError: the graph is broken.
+        Exception: whatever the pass raises.
+    """
+    result = pass_.run(model, context)
+    if not isinstance(result, PassResult):
+        raise TypeError(f"it returned a {type(result).__name__}, not a PassResult")
+    check_model(model, name)
+    return result
 
 
 def _count(model: ir.Model) -> int:

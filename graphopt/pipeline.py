@@ -389,4 +389,4 @@ def prepare(model: ir.Model, target: str) -> Pipeline:
     wanted = get_target(target).opset
     upgrade = [create("upgrade-opset", {"to": wanted})] if 0 < opset(model) < wanted else []
     inline = [create("inline-functions", {})] if model.functions else []  # layers in functions are layers all the same
-    return [*upgrade, *inline, *exact_passes()]
+    return [*inline, *upgrade, *exact_passes()]  # onnx's converter does not reach into functions

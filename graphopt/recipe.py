@@ -21,12 +21,12 @@ import dataclasses
 import difflib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphopt.base import VERIFY, Gates, Pass, Repeat
+from graphopt.base import VERIFY, Gates, Pass, Pipeline, Repeat
 from graphopt.errors import InputError
 from graphopt.foreign import ForeignPass, foreign, resolve
 from graphopt.registry import available, build, create, is_pass
@@ -182,6 +182,38 @@ def _pass(options: dict[str, Any], folder: Path | None, where: str) -> Pass:
         return foreign(found, use=use, **options)
     except ValueError as error:
         raise InputError(f"pass '{use}': {error}") from error
+
+
+def chosen(
+    recipe: str | Path | Recipe | None, passes: Sequence[Any] | None, default: Callable[[], Pipeline]
+) -> tuple[Recipe | None, Pipeline]:
+    """The recipe and the pipeline that a caller asked for; ``default`` makes one where neither was given.
+
+    ``passes`` holds names, ``module:name`` or ``file.py:name``, :class:`Pass` objects or foreign callables.
+
+    Raises:
+        InputError: both were given, or no passes, or what is no pass.
+    """
+    if recipe is not None and passes is not None:
+        raise InputError("both a recipe and passes; give one of them")
+    if passes is not None:
+        if not passes:
+            raise InputError("no passes; name at least one, or leave the option out (graphopt passes lists them)")
+        return None, [_as_pass(item) for item in passes]
+    if recipe is None:
+        return None, default()
+    given = recipe if isinstance(recipe, Recipe) else read(recipe)
+    return given, given.passes
+
+
+def _as_pass(item: Any) -> Pass:
+    if isinstance(item, Pass):
+        return item
+    if isinstance(item, str):
+        return _pass({"use": item}, None, "a pass")
+    if callable(item):
+        return foreign(item)
+    raise InputError(f"{item!r} is no pass; give a name, a Pass or a callable")
 
 
 def write(recipe: Recipe) -> str:

@@ -103,14 +103,19 @@ def _stream(model: ir.Model, device: Path | None) -> list[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically: what was at ``path`` stays until the new one is complete.
+    """Write a text file as :func:`write_bytes` does."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file atomically: what was at ``path`` stays until the new one is complete.
 
     Raises:
         InputError: it cannot be written there.
     """
     try:
         with _replacing(Path(os.path.realpath(path))) as stream:
-            stream.write(text.encode("utf-8", "replace"))
+            stream.write(data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
 

@@ -28,8 +28,15 @@ class Target:
     bridging: tuple[str, ...]
     reasons: dict[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
-    weight: dict[str, str] = field(default_factory=dict)
+    integer: tuple[str, ...] = ()
+    weight: dict[str, Any] = field(default_factory=dict)
     activation: dict[str, Any] = field(default_factory=dict)
+    bias: str = "int32"
+    saturates: bool = False
+    residual: str = "any"
+    whole: bool = False
+    unsupported: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @cache

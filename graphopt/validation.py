@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.data import legal_random
-from graphopt.errors import RuntimeFailure
+from graphopt.errors import GraphoptError, InputError, RuntimeFailure
 from graphopt.graph import attribute, constant, is_op, nodes
 from graphopt.model import ValueSpec, interface
 from graphopt.session import Session
@@ -26,8 +26,14 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, NDArray[Any]]
 
 NOISE_FACTOR = 4.0
+BLOCK = 1 << 20
+"""Elements compared at once: comparing makes float64 copies, and outputs may be large."""
 NOISE_FLOOR = 1e-6
 """Of an output's largest value: what no float32 model is expected to keep."""
+OTHER_SIZES = (None, 64, 512)
+"""What symbolic dims are set to, in turn, until the model runs: a window of audio is longer than the usual 8."""
+MAX_ELEMENTS = 2**20
+"""Of an input whose symbolic dims are set to one of those: four of 512 would take 256 GB."""
 RANDOM_OPS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -85,12 +91,14 @@ class OutputDifference:
             if not np.array_equal(a, b):
                 self.mismatch = self.mismatch or "values of a non-numeric output differ"
             return
-        self._numbers(a, b)
+        self._count_rows(a, b)
+        flat, other = a.reshape(-1), b.reshape(-1)
+        for start in range(0, a.size, BLOCK):
+            self._numbers(flat[start : start + BLOCK], other[start : start + BLOCK])
 
     def _numbers(self, a: NDArray[Any], b: NDArray[Any]) -> None:
         difference = _distance(a, b)
         a, b = a.astype(np.float64), b.astype(np.float64)
-        self._count_rows(a, b)
         odd = ~np.isfinite(a) | ~np.isfinite(b)
         if odd.any():
             if not np.array_equal(a[odd], b[odd], equal_nan=True):
@@ -109,7 +117,7 @@ class OutputDifference:
         self._noise += float(np.vdot(difference, difference))
         self._dot += float(np.vdot(a, b))
 
-    def _count_rows(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    def _count_rows(self, a: NDArray[Any], b: NDArray[Any]) -> None:
         if a.ndim < 2 or a.shape[-1] < 2:
             return
         same = a.argmax(-1) == b.argmax(-1)
@@ -192,15 +200,16 @@ def compare_sessions(
     count = 0
     for feed in islice(feeds, limit):
         before = a.run(feed, names)
-        after = b.run(feed, [n for n in names if n not in missing])
-        if count == 0:
-            for name in unstable(a, feed, names):
+        if count == 0:  # before B runs: no more than two models' outputs are held at once
+            for name in _moved(before, a.run(feed, names)):
                 differences[name].nondeterministic = True
+        after = b.run(feed, [n for n in names if n not in missing])
         for name, value in after.items():
             differences[name].add(before[name], value)
         if keep is not None:
             keep(feed, before, after)
         count += 1
+        del before, after  # not held while the next ones are computed
     notes = [
         f"output '{d.name}' is non-deterministic in the original: excluded"
         for d in differences.values()
@@ -211,7 +220,10 @@ def compare_sessions(
 
 def unstable(session: Session, feed: Feeds, names: Sequence[str] | None = None) -> set[str]:
     """The outputs that differ between two runs on the same feed."""
-    first, second = session.run(feed, names), session.run(feed, names)
+    return _moved(session.run(feed, names), session.run(feed, names))
+
+
+def _moved(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
     found: set[str] = set()
     for name, value in first.items():
         probe = OutputDifference(name)
@@ -235,14 +247,21 @@ def output_noise(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None
     return {name: max(noise[name] for noise in each) for name in each[0]} if each else {}
 
 
-def noise_by_feed(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None = None) -> list[dict[str, float]]:
-    """:func:`output_noise` of each feed by itself."""
+def noise_by_feed(
+    model: ir.Model,
+    feeds: Sequence[Feeds],
+    *,
+    threads: int | None = None,
+    still: Callable[[Feeds], Mapping[str, NDArray[np.bool_]]] | None = None,
+) -> list[dict[str, float]]:
+    """:func:`output_noise` of each feed by itself; ``still`` says which elements are not to be moved."""
     plain = Session(model, optimize=False, threads=threads)
     optimized = Session(model, threads=threads)
     found: list[dict[str, float]] = []
     for feed in feeds:
         reference = plain.run(feed)
         moved = {k: np.nextafter(v, np.asarray(np.inf, v.dtype)) if v.dtype.kind == "f" else v for k, v in feed.items()}
+        moved |= {k: np.where(where, feed[k], moved[k]) for k, where in (still(feed) if still else {}).items()}
         noise = dict.fromkeys(reference, 0.0)
         for other in (optimized.run(feed), plain.run(moved)):
             for name, value in other.items():
@@ -284,9 +303,12 @@ def random_feeds(
 
     ``batch`` sets a symbolic leading dim, wherever its name stands, and ``size`` the other symbolic dims, to try other
     shapes than the usual ones.
+
+    Raises:
+        InputError: an input that cannot be drawn, or that ``size`` would make larger than :data:`MAX_ELEMENTS`.
     """
     inputs, _ = interface(model)
-    bounds = _input_bounds(model, inputs)
+    bounds = input_bounds(model, inputs)
     named = {i.shape[0] for i in inputs if i.shape and isinstance(i.shape[0], str)}
 
     def sized(axis: int, dim: int | str | None) -> int | str | None:
@@ -298,9 +320,41 @@ def random_feeds(
         ValueSpec(i.name, i.dtype, tuple(sized(*item) for item in enumerate(i.shape)) if i.shape else i.shape)
         for i in inputs
     )
+    for spec in inputs if size is not None else ():
+        elements = math.prod(dim for dim in spec.shape or () if isinstance(dim, int))
+        if elements > MAX_ELEMENTS:
+            raise InputError(f"input '{spec.name}' would have {elements} elements with dims of {size}; give real data")
     masks = {i.name for i in inputs if _is_mask(i) and i.dtype is not None and i.dtype.kind == "f"}
     dataset = legal_random(inputs, seed=seed, n=count, bounds=bounds)
     return [{k: np.rint(v) if k in masks else v for k, v in sample.items()} for sample in dataset]
+
+
+def runnable_feeds(
+    model: ir.Model, session: Session, count: int = 2, *, seed: int = 0, batch: int | None = None
+) -> list[dict[str, NDArray[Any]]]:
+    """Those of :func:`random_feeds` on which ``session`` (``model``, loaded) runs, at the first of
+    :data:`OTHER_SIZES` at which it runs at all: what an operator takes is no matter of type and rank alone.
+
+    Raises:
+        RuntimeFailure: there is none; the message is the first that the runtime gave.
+        InputError: an input that cannot be drawn.
+    """
+    failure: GraphoptError | None = None
+    for size in OTHER_SIZES:
+        found = []
+        try:
+            for feed in random_feeds(model, count, seed=seed, batch=batch, size=size):
+                try:
+                    session.run(feed)
+                    found.append(feed)
+                except RuntimeFailure as error:
+                    failure = failure or error
+        except InputError as error:
+            raise failure or error from None
+        if found:
+            return found
+    assert failure is not None
+    raise failure
 
 
 def _is_mask(spec: ValueSpec) -> bool:
@@ -311,7 +365,7 @@ _ID_STEPS = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squee
 """What may stand between an id and the Gather that uses it without changing its value."""
 
 
-def _input_bounds(model: ir.Model, inputs: Sequence[ValueSpec]) -> dict[str, tuple[float, float]]:
+def input_bounds(model: ir.Model, inputs: Sequence[ValueSpec]) -> dict[str, tuple[float, float]]:
     """Masks get 0 and 1; integer inputs that index a table get its size as their bound."""
     bounds: dict[str, tuple[float, float]] = {spec.name: (0, 1) for spec in inputs if _is_mask(spec)}
     wanted = {spec.name for spec in inputs if spec.dtype is not None and spec.dtype.kind in "iu"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,10 +18,19 @@ from graphopt.base import Context, Pass
 from graphopt.data import feeds as to_feeds
 from graphopt.errors import InputError, RuntimeFailure
 from graphopt.model import clone, fingerprint, interface
+from graphopt.probes import probes, still
 from graphopt.recipe import Recipe, write
 from graphopt.session import Outputs, Session
 from graphopt.storage import save
-from graphopt.validation import Comparison, OutputDifference, exact_violation, noise_by_feed, random_feeds, unstable
+from graphopt.validation import (
+    OTHER_SIZES,
+    Comparison,
+    OutputDifference,
+    exact_violation,
+    noise_by_feed,
+    random_feeds,
+    unstable,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,12 +38,15 @@ if TYPE_CHECKING:
     Feed = dict[str, NDArray[Any]]
 
 REAL_SAMPLES = 4
+TRIES = 4
+"""Random inputs drawn at most to find one that the model runs on."""
+
 SECOND_BATCH = 3
-OTHER_SIZES = (None, 64, 512)
-"""What symbolic dims are set to, in turn, until the model runs: a window of audio is longer than the usual 8."""
+SECOND_SIZE = 13
+"""What symbolic dims besides the batch are there, where the model runs with that: more than the usual 8."""
 
 _OVERRIDE = 1.125
-"""What overridable initializers are multiplied by, to see that a caller's own values still count."""
+"""What overridable initializers in float are multiplied by, to see that a caller's own values still count."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +61,20 @@ class Verifier:
     """Compares candidates with one reference model, whose outputs, noise and feeds are made once.
 
     Feeds: the first real samples where there are any, and legal random ones, at a second batch size where the
-    reference runs at it. ``unable`` says why no comparison is possible (custom operators, say), ``notes`` what had to
-    be left out.
+    reference runs at it; or those given. ``unable`` says why no comparison is possible (custom operators, say),
+    ``notes`` what had to be left out.
     """
 
-    def __init__(self, reference: ir.Model, context: Context) -> None:
+    def __init__(self, reference: ir.Model, context: Context, feeds: list[Feed] | None = None) -> None:
         self.unable: str | None = None
         self.notes: list[str] = []
         self.feeds: list[Feed] = []
+        self.noise: list[dict[str, float]] = []
         self.threads = context.threads
         try:
             plain = Session(reference, optimize=False, threads=context.threads)
-            self.feeds, self.description = _choose(reference, plain, context)
-            self._measure_noise(reference)
+            chosen = _choose(reference, plain, context) if feeds is None else _Chosen(feeds, [], ["the inputs given"])
+            self._measure_noise(reference, chosen)
             self.expected = [plain.run(feed) for feed in self.feeds]
             self.excluded = unstable(plain, self.feeds[0])
         except (RuntimeFailure, InputError) as error:
@@ -68,25 +82,47 @@ class Verifier:
             return
         self.signature = _interface(reference)
         self._say_what_is_left_out()
-        self.overrides = _overrides(reference)
-        if self.overrides:
-            changed = Session(_overridden(reference, self.overrides), optimize=False, threads=context.threads)
-            self.expected_overridden = changed.run(self.feeds[0])
+        self._override(reference)
 
-    def _measure_noise(self, reference: ir.Model) -> None:
-        """Noise per output; feeds on which the reference itself is undecided are left out where there are others."""
+    def _measure_noise(self, reference: ir.Model, chosen: _Chosen) -> None:
+        """Noise per feed and output; feeds on which the reference itself is undecided are left out where it can be.
+
+        Ordinary feeds share the largest noise among them; a probe is judged by its own.
+        """
+        self.feeds, words = chosen.feeds, list(chosen.words)
         each = noise_by_feed(reference, self.feeds, threads=self.threads)
-        steady = [i for i, noise in enumerate(each) if not any(np.isinf(list(noise.values())))]
+        steady = [i for i, noise in enumerate(each) if _is_steady(noise)]
         if 0 < len(steady) < len(each):
             left = len(each) - len(steady)
             self.notes.append(f"{left} of {len(each)} inputs left out: NaN, Inf or shapes change there by themselves")
             self.feeds, each = [self.feeds[i] for i in steady], [each[i] for i in steady]
-        self.noise = {name: max(noise[name] for noise in each) for name in each[0]}
+        shared = {name: max(noise[name] for noise in each) for name in each[0]}
+        self.noise = [shared] * len(self.feeds)
+        self.ordinary = len(self.feeds)
+        for word, probe in chosen.probes:
+            (own,) = noise_by_feed(reference, [probe], threads=self.threads, still=still)
+            if _is_steady(own):
+                self.feeds, self.noise = [*self.feeds, probe], [*self.noise, own]
+                words.append(word)
+        self.description = ", ".join(words)
+
+    def _override(self, reference: ir.Model) -> None:
+        """What the reference computes where a caller overrides its initializers: all of them, or those in float."""
+        for kinds in ("fiub", "f"):
+            self.overrides = _overrides(reference, kinds)
+            if not self.overrides:
+                continue
+            try:
+                changed = Session(_overridden(reference, self.overrides), optimize=False, threads=self.threads)
+                self.expected_overridden = changed.run(self.feeds[0])
+                return
+            except RuntimeFailure:  # an axis or a size may not be just any number
+                self.overrides = {}
 
     def _say_what_is_left_out(self) -> None:
         self.notes += [f"output '{n}' is non-deterministic in the original: excluded" for n in sorted(self.excluded)]
         whole = {n for n, v in self.expected[0].items() if isinstance(v, np.ndarray) and v.dtype.kind in "iub"}
-        for name, noise in self.noise.items():
+        for name, noise in self.noise[0].items():
             if name in self.excluded or (np.isfinite(noise) and (name not in whole or noise == 0)):
                 continue
             held = f"held to differences of {noise:g} only" if np.isfinite(noise) else "not compared"
@@ -99,8 +135,9 @@ class Verifier:
         """Why ``candidate`` is no exact rewrite of the reference, or None; optimizations off and on."""
         if _interface(candidate) != self.signature:
             return Violation("inputs or outputs have other names or types, or are not to be overridden any more")
-        for optimize in (False, True):
-            found = self._differs(candidate, self.feeds, self.expected, optimize=optimize)
+        # Probes without optimizations only: NaN and the like may come out otherwise where the runtime fuses.
+        for optimize, count in ((False, len(self.feeds)), (True, self.ordinary)):
+            found = self._differs(candidate, self.feeds[:count], self.expected[:count], optimize=optimize)
             if found is not None:
                 return found
         if self.overrides:
@@ -121,7 +158,7 @@ class Verifier:
                 differences = [OutputDifference(name) for name in outputs if name not in self.excluded]
                 for difference in differences:
                     difference.add(outputs[difference.name], got[difference.name])
-                found = exact_violation(Comparison(differences, 1), self.noise)
+                found = exact_violation(Comparison(differences, 1), self.noise[index])
                 if found is not None:
                     return Violation(found, index)
         except RuntimeFailure as error:
@@ -129,8 +166,21 @@ class Verifier:
         return None
 
 
-def _choose(model: ir.Model, session: Session, context: Context) -> tuple[list[Feed], str]:
-    """The feeds that the reference runs on, and what to call them."""
+def _is_steady(noise: Mapping[str, float]) -> bool:
+    return not np.isinf(list(noise.values())).any()
+
+
+@dataclass
+class _Chosen:
+    """Feeds that the reference runs on, probes by what they are, and what to call the feeds."""
+
+    feeds: list[Feed]
+    probes: list[tuple[str, Feed]]
+    words: list[str]
+
+
+def _choose(model: ir.Model, session: Session, context: Context) -> _Chosen:
+    """The feeds that the reference runs on."""
     inputs, _ = interface(model)
     failures: list[str] = []
 
@@ -142,31 +192,35 @@ def _choose(model: ir.Model, session: Session, context: Context) -> tuple[list[F
             return False
         return True
 
-    def random(count: int, batch: int | None = None) -> list[Feed]:
-        seed = context.seed if batch is None else context.seed + 1
-        for size in OTHER_SIZES:
+    def random(seed: int, batch: int | None = None, first: int | None = None) -> tuple[list[Feed], int | None]:
+        for size in dict.fromkeys((first, *OTHER_SIZES)):
             try:
-                made = random_feeds(model, count, seed=seed, batch=batch, size=size)
+                made = random_feeds(model, TRIES, seed=seed, batch=batch, size=size)
             except InputError as error:  # an input that cannot be drawn
                 failures.append(str(error))
-                return []
-            found = [feed for feed in made if usable(feed)]
+                break
+            found = list(islice(filter(usable, made), 1))
             if found:
-                return found
-        return []
+                return found, size
+        return [], None
 
     samples = islice(context.data, REAL_SAMPLES) if context.data is not None else ()
     real = [feed for feed in (to_feeds(sample, inputs) for sample in samples) if usable(feed)]
-    other = random(1 if real else 2)
+    other, size = random(context.seed)
     first = next(iter((*real, *other)), None)
     if first is None:
         raise RuntimeFailure(failures[0] if failures else "there is no input to run it on")
-    second = random(1, SECOND_BATCH) or [feed for feed in _stacked(real) if usable(feed)]
+    second = random(context.seed + 1, SECOND_BATCH, SECOND_SIZE)[0] or [f for f in _stacked(real) if usable(f)]
     second = [feed for feed in second if any(feed[k].shape != first[k].shape for k in feed)]
+    found: list[tuple[str, Feed]] = []
+    if other:
+        tries = probes(model, other[0], seed=context.seed + 2, size=size)
+        for word, feeds in zip(("extremes", "NaN and infinities"), tries, strict=True):
+            found += [(word, feed) for feed in islice(filter(usable, feeds), 1)]
     words = [f"{len(real)} real samples"] if real else []
-    words += [f"{len(other)} random inputs"] if other else []
-    words += ["one input of another batch size"] if second else []
-    return real + other + second, ", ".join(words)
+    words += ["a random input"] if other else []
+    words += ["another batch size"] if second else []
+    return _Chosen(real + other + second, found, words)
 
 
 def _stacked(feeds: list[Feed]) -> list[Feed]:
@@ -183,15 +237,18 @@ def _interface(model: ir.Model) -> list[Any]:
     return [*sides, sorted(v.name or "" for v in model.graph.inputs if v.name in model.graph.initializers)]
 
 
-def _overrides(model: ir.Model) -> dict[str, NDArray[Any]]:
-    """Other values for the float initializers that a caller may override."""
+def _overrides(model: ir.Model, kinds: str) -> dict[str, NDArray[Any]]:
+    """Other values for the initializers that a caller may override, those of some ``kinds`` of dtype."""
     found: dict[str, NDArray[Any]] = {}
     for value in model.graph.inputs:
         name = value.name or ""
         if name in model.graph.initializers and value.const_value is not None:
             array = value.const_value.numpy()
-            if array.dtype.kind == "f":
-                found[name] = (array * _OVERRIDE).astype(array.dtype)
+            if array.dtype.kind in kinds:
+                kind = array.dtype.kind
+                found[name] = (array * _OVERRIDE if kind == "f" else ~array if kind == "b" else array + 1).astype(
+                    array.dtype
+                )
     return found
 
 
@@ -226,18 +283,23 @@ def _outline_of(attribute: ir.Attr) -> Any:
     return id(attribute.value) if attribute.type == ir.AttributeType.TENSOR else attribute.value
 
 
+def recipe_of(pass_: Pass, violation: Violation, **settings: Any) -> str:
+    """A recipe that runs just this pass, from whatever folder, and says in a comment what is wrong with it."""
+    use = getattr(pass_, "use", "")
+    if ".py:" in use:
+        pass_ = dataclasses.replace(pass_, use=str(Path(use).absolute()))  # type: ignore[type-var]
+    why = " ".join(violation.reason.split())
+    return f"# {why}\n{write(Recipe(passes=(pass_,), **settings))}"
+
+
 def write_reproducer(before: ir.Model, pass_: Pass, violation: Violation, feeds: list[Feed], seed: int) -> Path | None:
     """A folder with the model before the guilty pass, a recipe that runs just it, and the inputs that show it first."""
     folder: Path | None = None
-    use = getattr(pass_, "use", "")
-    if ".py:" in use:  # the folder is elsewhere than the recipe was
-        pass_ = dataclasses.replace(pass_, use=str(Path(use).absolute()))  # type: ignore[type-var]
     try:
         folder = Path(tempfile.mkdtemp(prefix=f"graphopt-repro-{pass_.name}-"))
         save(before, folder / "before.onnx")
-        recipe = Recipe(passes=(pass_,), model="before.onnx", output="after.onnx", verify="off", seed=seed)
-        why = " ".join(violation.reason.split())
-        (folder / "recipe.toml").write_text(f"# {why}\n{write(recipe)}", encoding="utf-8")
+        settings = {"model": "before.onnx", "output": "after.onnx", "verify": "off", "seed": seed}
+        (folder / "recipe.toml").write_text(recipe_of(pass_, violation, **settings), encoding="utf-8")
         shown = [*feeds[violation.feed : violation.feed + 1], *feeds[: violation.feed]][:2]
         for index, feed in enumerate(shown):
             arrays: dict[str, Any] = {k: v.astype(str) if v.dtype == object else v for k, v in feed.items()}

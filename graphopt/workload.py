@@ -140,6 +140,21 @@ def table(found: Sequence[Work]) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda r: (-(r["macs"] or 0), -r["weight_bytes"], -r["nodes"], r["operator"]))
 
 
+def listed(found: Sequence[Work], values: Values) -> list[dict[str, Any]]:
+    """Every node in the file's order: what it makes (dims counted as numbers), MACs, parameters, bytes of weights."""
+    rows: list[dict[str, Any]] = []
+    for work in found:
+        made = [values.scopes[work.graph].get(text(name)) for name in work.node.output if name]
+        makes = [
+            {"type": "?" if v is None else v.kind, "shape": None if v is None or v.sizes is None else list(v.sizes)}
+            for v in made
+        ]
+        row = {"name": label(work.node), "operator": operator(work.node), "graph": work.graph, "makes": makes}
+        numbers = {"macs": work.macs, "parameters": work.parameters, "weight_bytes": work.weight_bytes}
+        rows.append({**row, **numbers})
+    return rows
+
+
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model without functions of its own, so that what they compute is counted; itself, where that cannot be."""
     if not proto.functions:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +11,7 @@ import onnx_ir as ir
 from graphopt.base import Skip
 from graphopt.errors import PreconditionError
 from graphopt.graph import attribute, constant_array, is_op, label, nodes
+from graphopt.passes._patterns import matches
 from graphopt.target import Target
 
 
@@ -49,12 +47,14 @@ class Layer:
 
 @dataclass
 class Placement:
-    """``quantized``: values that get a Q/DQ pair, each with the value whose range it uses. ``integer``: those among
-    them that an integer kernel produces, so that every reader may as well read the dequantized one. ``skipped`` are
-    layers, ``skipped_light`` the operators with an integer kernel that are not between layers, each with its reason."""
+    """``residual``: Adds that read their skip connection in integers. ``quantized``: values that get a Q/DQ pair, each
+    with the value whose range it uses. ``integer``: those among them that an integer kernel produces, so that every
+    reader may as well read the dequantized one. ``skipped`` are layers, ``skipped_light`` the operators with an integer
+    kernel that are not between layers, each with its reason."""
 
     layers: list[Layer] = field(default_factory=list)
     light: list[ir.Node] = field(default_factory=list)
+    residual: list[ir.Node] = field(default_factory=list)
     quantized: dict[ir.Value, ir.Value] = field(default_factory=dict)
     integer: set[ir.Value] = field(default_factory=set)
     skipped: list[Skip] = field(default_factory=list)
@@ -106,42 +106,6 @@ def refuse_quantized(model: ir.Model) -> None:
             )
 
 
-def check_patterns(model: ir.Model, original: ir.Model, patterns: Iterable[str], option: str) -> list[Skip]:
-    """Notes on patterns whose nodes are gone (fused or folded by an earlier pass).
-
-    Raises:
-        PreconditionError: a pattern never meant any node, so obeying it would be doing nothing in silence.
-    """
-    gone: list[Skip] = []
-    for pattern in patterns:
-        try:
-            here = any(matches(node, [pattern]) for node in nodes(model))
-        except re.error as error:
-            raise PreconditionError(f"{option} '{pattern}' is no regular expression: {error}") from error
-        if here:
-            continue
-        if any(matches(node, [pattern]) for node in nodes(original)):
-            why = f"{option} '{pattern}' only meant nodes that earlier passes fused or removed; it had no effect"
-            gone.append(Skip(pattern, why))
-            continue
-        known = sorted({label(node) for node in nodes(model)} | {node.op_type for node in nodes(model)})
-        near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else "give a node's name, a glob, re:EXPRESSION or an operator type"
-        raise PreconditionError(f"{option} '{pattern}' matches no node; {hint}")
-    return gone
-
-
-def matches(node: ir.Node, patterns: Iterable[str]) -> bool:
-    """Whether a name, glob, ``re:`` expression or operator type among ``patterns`` means this node."""
-    name = label(node)
-    return any(
-        re.search(p[3:], name) is not None
-        if p.startswith("re:")
-        else p in (name, node.op_type) or fnmatch.fnmatchcase(name, p)
-        for p in patterns
-    )
-
-
 def _reason(node: ir.Node, target: Target, in_main: bool, exclude: Sequence[str], include: Sequence[str]) -> str | None:
     """Why this node stays in float, or None."""
     if node.op_type in target.reasons:
@@ -189,7 +153,9 @@ def _shape_reason(node: ir.Node, rank: int) -> str | None:
             return "it transposes its data or scales its result (transA, alpha, beta)"
         if bias is not None and bias.ndim > 1 and bias.size != bias.shape[-1]:
             return "its bias is a matrix"
-    if node.op_type == "Conv" and rank not in (3, 4, 5):
+    if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
+        return "its groups share the axis of the scales, so there is no scale per output channel"
+    if node.op_type in ("Conv", "ConvTranspose") and rank not in (3, 4, 5):
         return f"its weight has {rank} dims"
     return None
 
@@ -281,6 +247,21 @@ def _values(model: ir.Model, placement: Placement, target: Target, exclude: Sequ
             placement.quantized.setdefault(value, value)
         shared = node.op_type in target.shared_scale
         placement.quantized[output] = placement.quantized[source] if shared else output
+    if target.residual == "quantized":
+        _residuals(model, placement)
+
+
+def _residuals(model: ir.Model, placement: Placement) -> None:
+    """The skip connection of an Add behind a layer, which fuses with the layer only if it comes in integers."""
+    layers = {layer.node for layer in placement.layers}
+    for node in model.graph:
+        if not is_op(node, "Add") or any(v is None or constant_array(v) is not None for v in node.inputs):
+            continue
+        mine = [v for v in node.inputs if v is not None and v.producer() in layers and len(list(v.uses())) == 1]
+        others = [v for v in node.inputs if v is not None and v not in mine[:1]]
+        if mine and len(others) == 1:
+            placement.quantized.setdefault(others[0], others[0])
+            placement.residual.append(node)
 
 
 def _light_nodes(

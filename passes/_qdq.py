@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Affine:
-    """``real = (integer - zero_point) * scale`` for uint8 activations."""
+    """``real = (integer - zero_point) * scale``; ``kind``: the integers' type."""
 
     scale: float
     zero_point: int
     low: float
     high: float
+    kind: str = "uint8"
 
 
 def affine(low: float, high: float, within: tuple[float, float] = (-np.inf, np.inf)) -> Affine:
@@ -47,6 +48,15 @@ def affine(low: float, high: float, within: tuple[float, float] = (-np.inf, np.i
     return Affine(scale, zero_point, -zero_point * scale, (255 - zero_point) * scale)
 
 
+def symmetric(low: float, high: float) -> Affine:
+    """int8 around zero point 0, for targets that multiply without zero points (NVIDIA TensorRT, "Working with Quantized
+    Types")."""
+    scale = float(np.float32(max(-low, high) / 127))
+    if not np.isfinite(scale) or scale < float(np.finfo(np.float32).tiny):
+        return Affine(1.0, 0, 0.0, 0.0, "int8")
+    return Affine(scale, 0, -128 * scale, 127 * scale, "int8")
+
+
 class Writer:
     """Inserts pairs; scales and zero points that are equal are one initializer."""
 
@@ -54,7 +64,7 @@ class Writer:
         self.model = model
         self.taken = taken
         self._first = next(node for node in model.graph if not is_op(node, "Constant"))
-        self._parameters: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
+        self._parameters: dict[tuple[float, int, str], tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[ir.Value, int, str, bytes], ir.Value] = {}
 
     def activation(self, value: ir.Value, parameters: Affine) -> ir.Value:
@@ -77,11 +87,11 @@ class Writer:
         return result
 
     def _pair(self, base: str, parameters: Affine) -> tuple[ir.Value, ir.Value]:
-        key = (parameters.scale, parameters.zero_point)
+        key = (parameters.scale, parameters.zero_point, parameters.kind)
         if key not in self._parameters:
             self._parameters[key] = (
                 self._constant(f"{base}_scale", np.asarray(parameters.scale, np.float32)),
-                self._constant(f"{base}_zero_point", np.asarray(parameters.zero_point, np.uint8)),
+                self._constant(f"{base}_zero_point", np.asarray(parameters.zero_point, parameters.kind)),
             )
         return self._parameters[key]
 
@@ -105,6 +115,10 @@ class Writer:
             self._constant(f"{base}_zero_point", np.zeros(scale.shape, np.int32)),
         ]
         return self._dequantize(base, parts, 0, reader)
+
+    def float_bias(self, value: ir.Value, data: NDArray[np.float32]) -> ir.Value:
+        """A bias of its own for one layer, where the target adds biases in float."""
+        return self._constant(value.name or "bias", data)
 
     def _constant(self, base: str, array: NDArray[Any]) -> ir.Value:
         return add_constant(self.model, self.model.graph, base, array, self.taken)

@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.errors import PreconditionError
+from graphopt.errors import PreconditionError, did_you_mean
 from graphopt.graph import constant_array, fresh, label, opset, value_names
 from graphopt.passes._integer_weights import WeightKind, round_weight
-from graphopt.passes._placement import Layer, check_patterns, place, refuse_quantized
+from graphopt.passes._patterns import check_patterns
+from graphopt.passes._placement import Layer, place, refuse_quantized
 from graphopt.passes._weights import add_constant, drop_unread
 from graphopt.target import get_target, this_cpu
 
@@ -37,7 +38,10 @@ class QuantizeDynamic(Pass):
 
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
-            raise ValueError(f"weights is '{self.weights}'; one of {', '.join(WEIGHTS)}")
+            raise ValueError(
+                f"weights is '{self.weights}'; "
+                + did_you_mean(str(self.weights), WEIGHTS, f"one of {', '.join(WEIGHTS)}")
+            )
 
     def check(self, model: ir.Model) -> None:
         if opset(model) < 11:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.errors import PreconditionError
+from graphopt.errors import PreconditionError, did_you_mean
 from graphopt.graph import constant_array, label, opset, value_names
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
 from graphopt.passes._coverage import Coverage
@@ -21,8 +21,9 @@ from graphopt.passes._integer_weights import (
     round_bias,
     round_weight,
 )
-from graphopt.passes._placement import Layer, Placement, check_patterns, clip_bounds, place, refuse_quantized
-from graphopt.passes._qdq import Affine, Writer, affine, redirect
+from graphopt.passes._patterns import check_patterns
+from graphopt.passes._placement import Layer, Placement, clip_bounds, place, refuse_quantized
+from graphopt.passes._qdq import Affine, Writer, affine, redirect, symmetric
 from graphopt.passes._ranges import chosen_ranges
 from graphopt.passes._weights import drop_unread
 from graphopt.target import Target, get_target, this_cpu
@@ -57,9 +58,15 @@ class QuantizeStatic(Pass):
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
-            raise ValueError(f"observer is '{self.observer}'; one of {', '.join(OBSERVERS)}")
+            raise ValueError(
+                f"observer is '{self.observer}'; "
+                + did_you_mean(str(self.observer), OBSERVERS, f"one of {', '.join(OBSERVERS)}")
+            )
         if self.weights not in WEIGHTS:
-            raise ValueError(f"weights is '{self.weights}'; one of {', '.join(WEIGHTS)}")
+            raise ValueError(
+                f"weights is '{self.weights}'; "
+                + did_you_mean(str(self.weights), WEIGHTS, f"one of {', '.join(WEIGHTS)}")
+            )
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}; it must lie between 50 and 100")
 
@@ -73,6 +80,7 @@ class QuantizeStatic(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         target = get_target(context.target)
+        self._check_target(target)
         gone = check_patterns(model, context.original, self.exclude, "exclude")
         gone += check_patterns(model, context.original, self.include, "include")
         coverage: Coverage | None = None
@@ -98,6 +106,20 @@ class QuantizeStatic(Pass):
         self._write(model, placement, statistics, result, context)
         return result
 
+    def _check_target(self, target: Target) -> None:
+        """Raise PreconditionError where the target cannot be written for, or not with these weights."""
+        if target.whole:
+            raise PreconditionError(
+                f"{target.name} wants every operator in integers, which quantize does not write yet; use the vendor's "
+                f"tool and have its file judged: graphopt lint M --target {target.name}"
+            )
+        wanted = "int8" if self.weights in ("s8", "s7") else "uint8"
+        if self.weights != "auto" and wanted not in target.weight["types"]:
+            raise PreconditionError(
+                f"{target.name} takes {' or '.join(target.weight['types'])} weights and --weights is {self.weights}; "
+                "leave it out"
+            )
+
     def _nothing(self, placement: Placement, target: Target, gone: list[Skip]) -> PassResult:
         return PassResult(skipped=gone + placement.skipped or [Skip("(graph)", f"it has no {', '.join(target.heavy)}")])
 
@@ -105,10 +127,14 @@ class QuantizeStatic(Pass):
         self, model: ir.Model, placement: Placement, statistics: Statistics, result: PassResult, context: Context
     ) -> None:
         """The integer weights of all layers, then the pairs around activations."""
+        target = get_target(context.target)
         ranges: dict[ir.Value, Affine] = {}
         for value in dict.fromkeys(placement.quantized.values()):
             low, high = observe(statistics.values[value.name or ""], self.observer, percentile=self.percentile)
-            ranges[value] = affine(low, high, clip_bounds(value) or (-math.inf, math.inf))
+            if target.activation["symmetric"]:
+                ranges[value] = symmetric(low, high)
+            else:
+                ranges[value] = affine(low, high, clip_bounds(value) or (-math.inf, math.inf))
         result.metrics |= chosen_ranges(ranges, statistics)
         means = self.collect_means(model, placement, context)
         writer = Writer(model, value_names(model))
@@ -127,7 +153,7 @@ class QuantizeStatic(Pass):
         if not self.bias_correction or context.channel_means is None:
             return {}
         layers = [layer for layer in placement.layers if layer.bias_site is not None]
-        axes = {layer.data.name or "": 1 if layer.node.op_type == "Conv" else -1 for layer in layers}
+        axes = {layer.data.name or "": 1 if layer.node.op_type.startswith("Conv") else -1 for layer in layers}
         return context.channel_means(model, axes)
 
     def _quantize_layer(
@@ -154,8 +180,13 @@ class QuantizeStatic(Pass):
         layer.node.replace_input_with(1, writer.weight(old_weight, weight, layer.node))
         if site is not None and old_bias is not None and bias is not None:
             shift = output_shift(weight, stored, mean) if mean is not None else 0.0
-            integers, scale = round_bias(bias.reshape(-1) - shift, data.scale, weight.scale)
-            site[0].replace_input_with(site[1], writer.bias(old_bias, integers, scale, layer.node))
+            corrected = bias.reshape(-1) - shift
+            if get_target(context.target).bias == "float32":
+                new_bias = writer.float_bias(old_bias, corrected.reshape(bias.shape).astype(bias.dtype))
+            else:
+                integers, scale = round_bias(corrected, data.scale, weight.scale)
+                new_bias = writer.bias(old_bias, integers, scale, layer.node)
+            site[0].replace_input_with(site[1], new_bias)
         drop_unread(old_weight, old_bias)
         detail = (
             f"{layer.node.op_type}: {weight.kind} weights ({_db(weight.sqnr)}), input range "
@@ -168,7 +199,8 @@ class QuantizeStatic(Pass):
         if self.weights != "auto":
             kind: WeightKind = self.weights  # type: ignore[assignment]
             return round_weight(stored, layer.axis, kind, least_scale=floor)
-        if layer.depthwise or (context.this_cpu and not this_cpu().saturates):
+        saturates = get_target(context.target).saturates
+        if layer.depthwise or not saturates or (context.this_cpu and not this_cpu().saturates):
             # The depthwise kernel widens to 16 bits before it multiplies: exact everywhere (tools/bench/saturation.py).
             return round_weight(stored, layer.axis, "s8", least_scale=floor)
         narrow = round_weight(stored, layer.axis, "s7", least_scale=floor)
@@ -180,7 +212,7 @@ class QuantizeStatic(Pass):
         self, placement: Placement, ranges: dict[ir.Value, Affine], writer: Writer, result: PassResult
     ) -> None:
         """The activation pairs, and who reads them."""
-        integer_nodes = {layer.node for layer in placement.layers} | set(placement.light)
+        integer_nodes = {layer.node for layer in placement.layers} | set(placement.light) | set(placement.residual)
         for value, source in placement.quantized.items():
             pair = writer.activation(value, ranges[source])
             redirect(value, pair, None if value in placement.integer else integer_nodes)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import fresh, opset
+from graphopt.graph import STANDARD_DOMAINS, fresh, opset
 from graphopt.model import fingerprint, graphs, load, replace, to_proto
 from graphopt.session import one_line
 
@@ -36,6 +36,9 @@ class UpgradeOpset(Pass):
         now = opset(model)
         if now >= self.to or now == 0:
             why = "it imports no standard operators" if now == 0 else f"the model is at opset {now} already"
+            return PassResult(skipped=[Skip("(graph)", why)])
+        if any(domain in STANDARD_DOMAINS for f in model.functions.values() for domain in f.opset_imports):
+            why = f"the converter would leave the model's functions at opset {now}; run inline-functions first"
             return PassResult(skipped=[Skip("(graph)", why)])
         if not context.allows(self.name, "(graph)"):
             return PassResult(skipped=[Skip("(graph)", "switched off after a failed verification")])
@@ -84,8 +87,8 @@ def _restore_nodes(converted: onnx.ModelProto, original: onnx.ModelProto) -> Non
     """
     known = {name: node for graph in graphs(original) for node in graph.node for name in node.output if name}
     taken = {node.name for graph in graphs(original) for node in graph.node}
-    used: set[str] = set()
     for graph in graphs(converted):
+        used: set[str] = set()  # the other branch may have a node of that name too
         for node in sorted(graph.node, key=lambda n: not _same_node(n, known)):
             before = next((known[name] for name in node.output if name in known), None)
             if before is not None and before.name not in used:

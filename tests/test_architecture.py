@@ -20,20 +20,21 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("user_code", "external"),
     ("structure", "residue"),
     ("model",),
-    ("graph", "storage", "numbering"),
+    ("graph", "storage", "numbering", "common_inputs"),
     ("cost", "channels", "align", "tensors", "surgery", "session", "target"),
     ("data", "difference", "weights", "propagation"),
     ("statistics", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "extraction", "divergence", "workload"),
-    ("base", "layerwise", "lifetimes", "scopes"),
+    ("base", "layerwise", "lifetimes", "scopes", "qdq"),
     ("registry", "foreign", "neighbourhood"),
     ("recipe", "report"),
+    ("probes",),
     ("verify",),
     ("manager",),
     ("inspection", "judge"),
-    ("search", "convert"),
+    ("search", "convert", "linting"),
     ("pipeline",),
-    ("ranking",),
+    ("ranking", "bisection"),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),
@@ -41,7 +42,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """A module imports from earlier lines only (what is here and not yet written is the design's)."""
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ABOVE_THE_ENGINE = ("search", "pipeline", "ranking", "api", "cli")
+ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "bisection", "api", "cli")
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 
 

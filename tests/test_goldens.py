@@ -26,11 +26,13 @@ COMMANDS: dict[str, list[str]] = {
             "optimize",
             "quantize",
             "compare",
+            "bisect",
             "diff",
             "passes",
             "targets",
             "sensitivity",
             "extract",
+            "lint",
         )
     },
     "inspect-digits": ["inspect", "digits.onnx"],
@@ -39,6 +41,7 @@ COMMANDS: dict[str, list[str]] = {
     "inspect-custom": ["inspect", "custom.onnx"],
     "inspect-two": ["inspect", "gru.onnx", "lstm.onnx"],
     "inspect-ops": ["inspect", "shared.onnx", "encoder.onnx", "--ops"],
+    "inspect-nodes": ["inspect", "shared.onnx", "--nodes"],
     "inspect-tree": ["inspect", "gru.onnx", "--tree"],
     "inspect-node": ["inspect", "shared.onnx", "--node", "Conv_conv1"],
     "inspect-node-unknown": ["inspect", "shared.onnx", "--node", "Conv_cnv1"],
@@ -52,6 +55,8 @@ COMMANDS: dict[str, list[str]] = {
     "passes": ["passes"],
     "passes-one": ["passes", "fuse-batchnorm"],
     "targets": ["targets"],
+    "lint-float": ["lint", "digits.onnx"],
+    "lint-fakequant": ["lint", "fakequant.onnx", "--target", "ort-cpu"],
     "unknown-verb": ["inspct", "shared.onnx"],
 }
 

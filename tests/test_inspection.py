@@ -402,6 +402,29 @@ def test_dotted_names_and_nonsense_in_metadata() -> None:
     assert inspect_model(odd, tree=True)["tree"]["nodes"] == 3
 
 
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.onnx")), ids=lambda p: p.stem)
+def test_the_nodes_add_up(path: Path) -> None:
+    report = run_cli("inspect", path, "--nodes", "--json").json
+    rows = report["node_costs"]
+    assert sum(row["macs"] or 0 for row in rows) == (report["macs"] or 0)
+    assert sum(row["macs"] is None for row in rows) == report["macs_unknown_nodes"]
+    assert sum(row["weight_bytes"] for row in rows) == sum(r["weight_bytes"] for r in report["operator_costs"])
+    main = [row["name"] for row in rows if row["graph"] == 0]
+    assert main == [n.name for n in onnx.load(path).graph.node]
+    text = run_cli("inspect", path, "--nodes").out
+    assert all(row["name"] in text for row in rows)
+
+
+def test_verbose_lists_every_dynamic_dim() -> None:
+    names = [f"dim{index}" for index in range(9)]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, names)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, names)
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    content = helper.make_model(graph).SerializeToString()
+    line = next(one for one in run_cli("inspect", "-", "-v", stdin=content).out.splitlines() if "dynamic dims" in one)
+    assert all(name in line for name in names)
+
+
 def test_the_tree_adds_up() -> None:
     report = run_cli("inspect", MODELS / "gru.onnx", "--tree", "--json").json
     assert report["tree"]["parameters"] == report["parameters"]
@@ -455,6 +478,8 @@ def test_a_node_with_bodies_and_in_one() -> None:
     [
         (["--tree", "--ops"], "give one of them"),
         (["--tree", MODELS / "gru.onnx"], "one model"),
+        (["--nodes", "--ops"], "give one of them"),
+        (["--nodes", MODELS / "gru.onnx"], "--nodes looks at one model"),
         (["--node", "x", MODELS / "gru.onnx"], "one model"),
     ],
 )

@@ -85,6 +85,7 @@ def test_every_key_is_documented_and_every_documented_key_exists() -> None:
         ("A comparison (`comparison`)", lambda: [made()["comparison"], compared()["comparison"]]),
         ("An output (`comparison.outputs`)", lambda: made()["comparison"]["outputs"]),
         ("A metric (`metric`)", lambda: [made()["metric"]]),
+        ("bisect", lambda: [graphopt.bisect(MODELS / "gru.onnx", passes=["remove-unused"]).report]),
         ("inspect", lambda: [graphopt.inspect(MODELS / "gru.onnx")]),
     ],
 )

@@ -123,7 +123,7 @@ def test_compare() -> None:
 def test_inspect(path: Path) -> None:
     report = graphopt.inspect(path, tree=True)
     output = report["outputs"][0]["name"]
-    check(graphopt.inspect(path, tree=True, node=output), "inspected")
+    check(graphopt.inspect(path, tree=True, nodes=True, node=output), "inspected")
     check(report, "inspected")
 
 

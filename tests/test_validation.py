@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.errors import InputError, RuntimeFailure
 from graphopt.model import load
 from graphopt.session import Session
 from graphopt.validation import (
@@ -21,6 +22,7 @@ from graphopt.validation import (
     output_noise,
     random_feeds,
     runnable,
+    runnable_feeds,
     unstable,
 )
 
@@ -329,6 +331,32 @@ def test_a_second_batch_size_goes_wherever_its_name_stands() -> None:
     )
     (feed,) = random_feeds(model, 1, batch=3)
     assert {k: v.shape for k, v in feed.items()} == {"x": (3, 4), "state": (2, 3, 5), "fixed": (1, 8)}
+
+
+def test_runnable_feeds_are_of_a_size_that_the_model_takes() -> None:
+    model = model_of(
+        [("Reshape", "x shape", "y", {})], [("x", FLOAT, ["n", "m"])], [("y", FLOAT, None)], {"shape": [-1, 64]}
+    )
+    feeds = runnable_feeds(model, Session(model, threads=1))
+    assert [f["x"].shape for f in feeds] == [(1, 64), (1, 64)]
+
+
+def test_why_no_random_feeds_run_is_told() -> None:
+    lengths = model_of(
+        [("ReverseSequence", "x n", "y", {"batch_axis": 0, "time_axis": 1})],
+        [("x", FLOAT, [4, 4]), ("n", INT64, [4])],
+        [("y", FLOAT, None)],
+        {},
+    )
+    with pytest.raises(RuntimeFailure, match="Invalid sequence length"):
+        runnable_feeds(lengths, Session(lengths, threads=1), seed=3)
+
+
+def test_many_symbolic_dims_do_not_fill_the_memory() -> None:
+    model = model_of([("Neg", "x", "y", {})], [("x", FLOAT, ["a", "b", "c", "d", "e"])], [("y", FLOAT, None)], {})
+    with pytest.raises(InputError, match="16777216 elements"):
+        random_feeds(model, 1, size=64)
+    assert random_feeds(model, 1)[0]["x"].shape == (1, 8, 8, 8, 8)
 
 
 def test_runnable() -> None:

@@ -330,9 +330,10 @@ def test_real_samples_and_random_ones_at_another_batch_size() -> None:
     data = load_data(str(ROOT / "fixtures" / "data" / "encoder.npz"), interface(model)[0])
     verifier = Verifier(model, Context(original=model, data=data))
     assert verifier.unable is None
-    assert verifier.description == "4 real samples, 1 random inputs, one input of another batch size"
-    assert [len(f["input_ids"]) for f in verifier.feeds] == [1, 1, 1, 1, 1, 3]
-    assert all(f["input_ids"].max() < 200 and f["input_ids"].min() >= 0 for f in verifier.feeds)
+    assert verifier.description == "4 real samples, a random input, another batch size, extremes"
+    assert [len(f["input_ids"]) for f in verifier.feeds] == [1, 1, 1, 1, 1, 3, 16]
+    assert all(f["input_ids"].max() < 200 and f["input_ids"].min() >= 0 for f in verifier.feeds[: verifier.ordinary])
+    assert -200 <= verifier.feeds[-1]["input_ids"].min() < 0  # from the end of the table, which is legal too
 
 
 def test_where_random_inputs_do_not_run_real_ones_are_stacked() -> None:
@@ -346,7 +347,7 @@ def test_where_random_inputs_do_not_run_real_ones_are_stacked() -> None:
     data = load_data({"x": np.random.default_rng(0).normal(size=(6, 10)).astype(np.float32)}, interface(model)[0])
     verifier = Verifier(model, Context(original=model, data=data))
     assert [f["x"].shape for f in verifier.feeds] == [(1, 10)] * 4 + [(3, 10)]
-    assert verifier.description == "4 real samples, one input of another batch size"
+    assert verifier.description == "4 real samples, another batch size"
 
 
 def test_longer_inputs_are_tried_where_short_ones_do_not_run() -> None:
@@ -357,7 +358,8 @@ def test_longer_inputs_are_tried_where_short_ones_do_not_run() -> None:
         [tensor("y", FLOAT, ("n", "more"))],
         {"p": np.asarray([0, 0, 0, 32], np.int64), "w": np.asarray([1.0], np.float32)},
     )
-    assert [f["x"].shape for f in Verifier(model, Context(original=model)).feeds] == [(1, 64), (1, 64), (3, 64)]
+    feeds = Verifier(model, Context(original=model)).feeds
+    assert [f["x"].shape for f in feeds] == [(1, 64), (3, 64), (2, 64), (2, 64)]
     assert statuses(model, Scale(by=1.1)) == ["reverted"]
 
 

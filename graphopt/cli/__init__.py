@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 VERBS: dict[str, str] = {
     "optimize": "simplify with exact passes, or run a recipe",
@@ -20,7 +21,9 @@ VERBS: dict[str, str] = {
     "inspect": "what is in a model",
     "extract": "cut a piece out of a model",
     "view": "open a model in netron",
+    "bisect": "which pass, rewrite and value goes wrong first",
     "diff": "structure: what changed between two models",
+    "lint": "is a quantized model right for its runtime",
     "run": "do what a recipe says, end to end",
     "passes": "the passes there are, with their options",
     "targets": "the runtimes there are profiles for",
@@ -43,6 +46,10 @@ Example:
   graphopt model.onnx small.onnx        the same as graphopt optimize
   cat model.onnx | graphopt - - > small.onnx
 """
+
+
+_COMPLETE = "_GRAPHOPT_COMPLETE"
+"""What click sets where the shell asks for completions (docs/completion.md)."""
 
 
 class _Interrupted(BaseException):
@@ -74,6 +81,15 @@ class Verbs(click.Group):
                 hint = f"did you mean '{near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
                 raise click.UsageError(f"no such verb or file: '{first}'; {hint}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs and options; a model where none starts like this (``graphopt model.onnx small.onnx``)."""
+        from graphopt.cli import _complete
+
+        if not incomplete.startswith("-"):
+            verbs = [CompletionItem(name, help=text) for name, text in VERBS.items() if name.startswith(incomplete)]
+            return verbs or _complete.models(ctx, ctx.command.params[0], incomplete)
+        return super().shell_complete(ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -125,7 +141,7 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code."""
     State.verbose = False
-    if not arguments:
+    if not arguments and _COMPLETE not in os.environ:
         with click.Context(cli, info_name="graphopt") as ctx:
             click.echo(cli.get_help(ctx), err=True)
         return 2
@@ -161,6 +177,9 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         message = f"no such option '{error.option_name}'"
         if verb is None:
+            near = difflib.get_close_matches(error.option_name, ("--help", "--version"), n=1)
+            if near:
+                return f"{message}; did you mean '{near[0]}'?"
             return f"{message} before the verb; options follow it: graphopt VERB ... {error.option_name}"
         near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
         if near:

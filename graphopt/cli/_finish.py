@@ -39,7 +39,7 @@ def make(
     if as_json and markdown:
         raise InputError("--json and --markdown both want stdout; give one")
     if destination != "-":
-        _check_destination(destination)
+        check_destination(destination)
 
     def print_report(report: dict[str, Any]) -> None:
         if as_json:
@@ -83,7 +83,7 @@ def with_page(show: Show, *, models: Sequence[tuple[Any, Any]] = (), external_ro
     page: str | None = context.meta.get(PAGE) if context is not None else None
     if page is None:
         return show
-    _check_destination(page)
+    check_destination(page)
 
     def both(report: dict[str, Any]) -> None:
         from graphopt.report.html import write
@@ -115,8 +115,12 @@ def reported(show: Show) -> Iterator[None]:
         raise
 
 
-def _check_destination(destination: str) -> None:
-    """Fail before the work, not after it, where the output cannot be written."""
+def check_destination(destination: str) -> None:
+    """Fail before the work, not after it, where the output cannot be written.
+
+    Raises:
+        InputError: saying why not.
+    """
     from pathlib import Path
 
     from graphopt.errors import InputError

@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
+from graphopt.cli import _complete
+from graphopt.errors import did_you_mean
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -28,6 +31,18 @@ class Command(click.Command):
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records, col_max=28)
+
+
+class Choice(click.Choice[str]):
+    """One of a few words; the nearest is named where another was given."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            message = error.message.rstrip(".")
+            near = did_you_mean(str(value), self.choices, "")
+            self.fail(f"{message}; {near}" if near else message, param, ctx)
 
 
 class _Heading(click.Option):
@@ -89,6 +104,7 @@ def _page(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
 report = click.option(
     "--report",
     metavar="FILE.html",
+    shell_complete=_complete.files,
     callback=_page,
     expose_value=False,
     help="Write the report as one HTML page, too.",
@@ -120,9 +136,24 @@ gates = _stack(
 
 data = _stack(
     section("Data"),
-    click.option("--data", metavar="D", help="Calibration data: .npz, .npy, a folder, module.py:function, random."),
-    click.option("--eval-data", metavar="D", help="Data that judges (default: a seeded 20 % of --data is held back)."),
-    click.option("--metric", metavar="M", help="accuracy, or module.py:function(outputs, samples) -> float."),
+    click.option(
+        "--data",
+        metavar="D",
+        shell_complete=_complete.files,
+        help="Calibration data: .npz, .npy, a folder, module.py:function, random.",
+    ),
+    click.option(
+        "--eval-data",
+        metavar="D",
+        shell_complete=_complete.files,
+        help="Data that judges (default: a seeded 20 % of --data is held back).",
+    ),
+    click.option(
+        "--metric",
+        metavar="M",
+        shell_complete=_complete.metrics,
+        help="accuracy, or module.py:function(outputs, samples) -> float.",
+    ),
     click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use only the first N samples."),
 )
 
@@ -132,8 +163,8 @@ images = _stack(
     click.option("--mean", metavar="R,G,B", help="Subtracted after scaling (default 0)."),
     click.option("--std", metavar="R,G,B", help="Divided by after --mean (default 1)."),
     click.option("--scale", type=float, metavar="X", help="Multiplied first (default 1/255)."),
-    click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Order of the axes (default NCHW)."),
-    click.option("--channel-order", type=click.Choice(["RGB", "BGR", "L"]), help="Colours (default RGB)."),
+    click.option("--layout", type=Choice(["NCHW", "NHWC"]), help="Order of the axes (default NCHW)."),
+    click.option("--channel-order", type=Choice(["RGB", "BGR", "L"]), help="Colours (default RGB)."),
 )
 
 external_roots = click.option(
@@ -141,12 +172,18 @@ external_roots = click.option(
     "external_roots",
     multiple=True,
     metavar="DIR",
+    shell_complete=_complete.folders,
     help="A folder outside the model's own that external weights may be read from (repeatable).",
 )
 
 model = _stack(
     section("Model"),
-    click.option("--target", metavar="T", help="The runtime it is for (default ort-cpu); see graphopt targets."),
+    click.option(
+        "--target",
+        metavar="T",
+        shell_complete=_complete.targets,
+        help="The runtime it is for (default ort-cpu); see graphopt targets.",
+    ),
     click.option("--this-cpu", is_flag=True, help="For this machine's CPU only, not for all of the target's."),
     external_roots,
     click.option(
@@ -161,7 +198,7 @@ running = _stack(
     section("Running"),
     click.option(
         "--verify",
-        type=click.Choice(["end", "each", "off"]),
+        type=Choice(["end", "each", "off"]),
         help="When exact passes are compared with the original (default end).",
     ),
     click.option("--strict", is_flag=True, help="Exit 1 if a pass had to be reverted."),

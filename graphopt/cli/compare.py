@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
@@ -15,11 +15,21 @@ from graphopt.cli import _options
     "      --metric accuracy --max-drop 1%\n"
     "  graphopt compare model.onnx int8.onnx --data test.npz --layerwise",
 )
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", shell_complete=_complete.models)
+@click.argument("b", metavar="B", shell_complete=_complete.models)
 @_options.section("Data")
-@click.option("--data", metavar="D", help="Samples to run (default: legal random ones, and the output says so).")
-@click.option("--metric", metavar="M", help="accuracy, or module.py:function(outputs, samples) -> float.")
+@click.option(
+    "--data",
+    metavar="D",
+    shell_complete=_complete.files,
+    help="Samples to run (default: legal random ones, and the output says so).",
+)
+@click.option(
+    "--metric",
+    metavar="M",
+    shell_complete=_complete.metrics,
+    help="accuracy, or module.py:function(outputs, samples) -> float.",
+)
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use only the first N samples.")
 @_options.images
 @_options.section("Tolerances")

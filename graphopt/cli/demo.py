@@ -7,12 +7,18 @@ from pathlib import Path
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(cls=_options.Command, epilog="\b\nExample:\n  graphopt demo\n  graphopt demo -o demo-out")
 @click.option(
-    "-o", "--output", metavar="DIR", default="graphopt-demo", show_default=True, help="Folder for the result."
+    "-o",
+    "--output",
+    metavar="DIR",
+    shell_complete=_complete.folders,
+    default="graphopt-demo",
+    show_default=True,
+    help="Folder for the result.",
 )
 @_options.output
 @_options.report

@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt diff before.onnx after.onnx\n  graphopt diff exported.onnx renamed.onnx --json",
 )
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", shell_complete=_complete.models)
+@click.argument("b", metavar="B", shell_complete=_complete.models)
 @click.option("--names", is_flag=True, help="Count other names of nodes and inner values as differences, too.")
 @_options.external_roots
 @_options.judged

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
@@ -15,10 +15,12 @@ from graphopt.cli import _options
     epilog="\b\nExample:\n  graphopt extract model.onnx --inputs relu_1 --outputs conv_5 -o sub.onnx\n"
     "  graphopt extract model.onnx --outputs conv_5 -o head.onnx",
 )
-@click.argument("model", metavar="M")
+@click.argument("model", metavar="M", shell_complete=_complete.models)
 @click.option("--inputs", multiple=True, metavar="A,B", help="Values to cut at (default: the model's inputs).")
 @click.option("--outputs", multiple=True, metavar="C", help="Values to end with (default: the model's outputs).")
-@click.option("-o", "--output", metavar="OUT", required=True, help="Where to write ('-': stdout).")
+@click.option(
+    "-o", "--output", metavar="OUT", shell_complete=_complete.files, required=True, help="Where to write ('-': stdout)."
+)
 @_options.external_roots
 @_options.output
 @_options.report

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
@@ -16,9 +16,10 @@ from graphopt.cli import _options
     "  graphopt inspect model.onnx --tree\n"
     "  graphopt inspect before.onnx after.onnx --json",
 )
-@click.argument("models", metavar="M...", nargs=-1, required=True)
+@click.argument("models", metavar="M...", shell_complete=_complete.models, nargs=-1, required=True)
 @click.option("--ops", is_flag=True, help="Per operator: nodes, MACs, bytes of weights.")
 @click.option("--tree", is_flag=True, help="The modules it was exported from, from names and metadata.")
+@click.option("--nodes", is_flag=True, help="Every node in order: what it makes, MACs, bytes of weights.")
 @click.option("--node", metavar="NAME", help="One node (or value) and its neighbours.")
 @click.option("--deep", is_flag=True, help="Read every weight, data files too, to tell which are equal.")
 @click.option(
@@ -30,6 +31,7 @@ def command(
     models: tuple[str, ...],
     ops: bool,
     tree: bool,
+    nodes: bool,
     node: str | None,
     deep: bool,
     dims: tuple[str, ...],
@@ -44,10 +46,10 @@ def command(
     from graphopt.errors import InputError
     from graphopt.inspection import inspect_model
 
-    if sum((ops, tree, node is not None)) > 1:
-        raise InputError("--ops, --tree and --node each show something else; give one of them")
-    if (tree or node is not None) and len(models) > 1:
-        raise InputError(f"{'--tree' if tree else '--node'} looks at one model; give one")
+    if sum((ops, tree, nodes, node is not None)) > 1:
+        raise InputError("--ops, --tree, --nodes and --node each show something else; give one of them")
+    if (tree or nodes or node is not None) and len(models) > 1:
+        raise InputError(f"{'--tree' if tree else '--nodes' if nodes else '--node'} looks at one model; give one")
     sizes: dict[str, int] = {}
     for text in dims:
         name, _, number = text.rpartition("=")
@@ -64,5 +66,5 @@ def command(
         print_inspection(reports, ops=ops, verbose=verbose)
 
     show = with_page(print_report)
-    reports = [inspect_model(model, dims=sizes, deep=deep, tree=tree, node=node) for model in models]
+    reports = [inspect_model(model, dims=sizes, deep=deep, tree=tree, nodes=nodes, node=node) for model in models]
     show(reports[0] if len(reports) == 1 else {"schema_version": 1, "models": reports})

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
@@ -15,11 +15,22 @@ from graphopt.cli import _options
     epilog="\b\nExample:\n  graphopt optimize model.onnx -o small.onnx\n"
     "  graphopt optimize model.onnx small.onnx --recipe r.toml --data calib.npz",
 )
-@click.argument("model", metavar="IN")
-@click.argument("destination", metavar="[OUT]", required=False)
-@click.option("-o", "--output", metavar="OUT", help="Where to write ('-': stdout); IN itself is fine.")
-@click.option("--recipe", metavar="R.toml", help="Passes and settings from a recipe, instead of the exact defaults.")
-@click.option("--passes", metavar="A,B", help="Just these passes, in this order.")
+@click.argument("model", metavar="IN", shell_complete=_complete.models)
+@click.argument("destination", metavar="[OUT]", shell_complete=_complete.models, required=False)
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    shell_complete=_complete.files,
+    help="Where to write ('-': stdout); IN itself is fine.",
+)
+@click.option(
+    "--recipe",
+    metavar="R.toml",
+    shell_complete=_complete.files,
+    help="Passes and settings from a recipe, instead of the exact defaults.",
+)
+@click.option("--passes", metavar="A,B", shell_complete=_complete.passes, help="Just these passes, in this order.")
 @_options.data
 @_options.images
 @_options.gates

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(cls=_options.Command, epilog="\b\nExample:\n  graphopt passes\n  graphopt passes quantize-static")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_complete.passes)
 @_options.output
 def command(name: str | None, as_json: bool, verbose: bool) -> None:
     """List the passes, or tell all about one: contract, options, defaults."""

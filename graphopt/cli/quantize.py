@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
@@ -15,24 +15,24 @@ from graphopt.cli import _options
     epilog="\b\nExample:\n  graphopt quantize model.onnx -o int8.onnx --data calib.npz \\\n"
     "      --eval-data test.npz --metric accuracy --max-drop 1%",
 )
-@click.argument("model", metavar="IN")
-@click.argument("destination", metavar="[OUT]", required=False)
-@click.option("-o", "--output", metavar="OUT", help="Where to write ('-': stdout).")
+@click.argument("model", metavar="IN", shell_complete=_complete.models)
+@click.argument("destination", metavar="[OUT]", shell_complete=_complete.models, required=False)
+@click.option("-o", "--output", metavar="OUT", shell_complete=_complete.files, help="Where to write ('-': stdout).")
 @click.option(
     "--mode",
-    type=click.Choice(["static", "dynamic"]),
+    type=_options.Choice(["static", "dynamic"]),
     default="static",
     show_default=True,
     help="Ranges of activations from --data, or found at run time.",
 )
 @click.option(
     "--observer",
-    type=click.Choice(["min-max", "percentile", "entropy", "mse"]),
+    type=_options.Choice(["min-max", "percentile", "entropy", "mse"]),
     help="How static ranges are chosen (default mse).",
 )
 @click.option(
     "--weights",
-    type=click.Choice(["auto", "s8", "s7", "u8"]),
+    type=_options.Choice(["auto", "s8", "s7", "u8"]),
     default="auto",
     show_default=True,
     help="int8, 7-bit int8, or uint8 around 128.",
@@ -40,7 +40,12 @@ from graphopt.cli import _options
 @click.option(
     "--exclude", multiple=True, metavar="P", help="Leave in float: name, glob, re:..., operator (repeatable)."
 )
-@click.option("--exclude-from", metavar="S.json", help="Leave in float what graphopt sensitivity --json suggests.")
+@click.option(
+    "--exclude-from",
+    metavar="S.json",
+    shell_complete=_complete.files,
+    help="Leave in float what graphopt sensitivity --json suggests.",
+)
 @click.option("--include", multiple=True, metavar="P", help="Quantize only these (repeatable).")
 @click.option(
     "--dry-run", is_flag=True, help="Print what would be quantized and why the rest would not; write nothing."

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt run int8.toml\n  graphopt run int8.toml --model other.onnx -o other.int8.onnx",
 )
-@click.argument("recipe", metavar="R.toml")
-@click.option("-o", "--output", metavar="OUT", help="Instead of the recipe's output.")
-@click.option("--model", metavar="IN", help="Instead of the recipe's model.")
+@click.argument("recipe", metavar="R.toml", shell_complete=_complete.files)
+@click.option("-o", "--output", metavar="OUT", shell_complete=_complete.files, help="Instead of the recipe's output.")
+@click.option("--model", metavar="IN", shell_complete=_complete.models, help="Instead of the recipe's model.")
 @_options.external_roots
 @_options.running
 @_options.result

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
@@ -14,16 +14,45 @@ from graphopt.cli import _options
     epilog="\b\nExample:\n  graphopt sensitivity model.onnx --data calib.npz -o sens.json\n"
     "\nThen: quantize model.onnx -o int8.onnx --data calib.npz --exclude-from sens.json",
 )
-@click.argument("model", metavar="IN")
-@click.option("-o", "--output", metavar="S.json", help="Also write the list to a file, for --exclude-from.")
-@click.option("--data", metavar="D", required=True, help="Calibration data, as for graphopt quantize.")
-@click.option("--eval-data", metavar="D", help="Samples that judge (default: a part of --data is held back).")
+@click.argument("model", metavar="IN", shell_complete=_complete.models)
+@click.option(
+    "-o",
+    "--output",
+    metavar="S.json",
+    shell_complete=_complete.files,
+    help="Also write the list to a file, for --exclude-from.",
+)
+@click.option(
+    "--data",
+    metavar="D",
+    shell_complete=_complete.files,
+    required=True,
+    help="Calibration data, as for graphopt quantize.",
+)
+@click.option(
+    "--eval-data",
+    metavar="D",
+    shell_complete=_complete.files,
+    help="Samples that judge (default: a part of --data is held back).",
+)
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use only the first N samples.")
 @_options.images
-@click.option("--observer", type=click.Choice(["min-max", "percentile", "entropy", "mse"]), help="As for quantize.")
-@click.option("--weights", type=click.Choice(["auto", "s8", "s7", "u8"]), help="As for quantize.")
-@click.option("--target", metavar="T", help="The runtime it is for; graphopt targets lists them.")
-@click.option("--external-root", "external_roots", multiple=True, metavar="DIR", help="See graphopt optimize --help.")
+@click.option("--observer", type=_options.Choice(["min-max", "percentile", "entropy", "mse"]), help="As for quantize.")
+@click.option("--weights", type=_options.Choice(["auto", "s8", "s7", "u8"]), help="As for quantize.")
+@click.option(
+    "--target",
+    metavar="T",
+    shell_complete=_complete.targets,
+    help="The runtime it is for; graphopt targets lists them.",
+)
+@click.option(
+    "--external-root",
+    "external_roots",
+    multiple=True,
+    metavar="DIR",
+    shell_complete=_complete.folders,
+    help="See graphopt optimize --help.",
+)
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For everything random (default 0).")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use.")
 @_options.output

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
     cls=_options.Command, epilog="\b\nExample:\n  graphopt view model.onnx\n  graphopt view m.onnx --port 8081"
 )
-@click.argument("model", metavar="M")
+@click.argument("model", metavar="M", shell_complete=_complete.models)
 @click.option("--no-browser", is_flag=True, help="Only serve it, and print the address.")
 @click.option(
     "--port", type=click.IntRange(min=0, max=65535), metavar="N", help="Port to serve on (default: a free one)."

@@ -31,10 +31,13 @@ def print_inspection(
         if len(reports) == 1 and "tree" in reports[0]:
             page.lines(page.table(modules(reports[0]["tree"], depth=None if verbose else _DEPTH)))
             return
+        if len(reports) == 1 and "node_costs" in reports[0]:
+            page.lines(page.table(nodes(reports[0]["node_costs"])))
+            return
         if ops:
             page.lines(page.table(costs(reports)))
             return
-        page.lines(page.table(overview(reports)))
+        page.lines(page.table(overview(reports, verbose=verbose)))
         if len(reports) > 1:
             page.block(page.table(operators(reports, limit=None if verbose else _SHOWN)))
         elif reports[0]["largest"]:
@@ -44,7 +47,7 @@ def print_inspection(
                 page.block(page.table(table))
 
 
-def overview(reports: list[dict[str, Any]]) -> Table:
+def overview(reports: list[dict[str, Any]], *, verbose: bool = False) -> Table:
     """What each model is; inputs and outputs one a row."""
     table = Table(["", *names(reports)], "l" + "l" * len(reports))
     for title, value in (
@@ -69,7 +72,7 @@ def overview(reports: list[dict[str, Any]]) -> Table:
                 *(_port(r[side][index]) if index < len(r[side]) else "" for r in reports),
             )
     if any(r["dynamic_dims"] for r in reports):
-        table.add("dynamic dims", *(_dims(r) for r in reports))
+        table.add("dynamic dims", *(_dims(r, None if verbose else _DIMS) for r in reports))
     table.add("nodes", *(_nodes(r) for r in reports))
     if any(r["function_list"] for r in reports):
         table.add("functions", *(_functions(r) for r in reports))
@@ -126,6 +129,18 @@ def _partly(macs: int | None, unknown: int) -> str:
     if unknown:
         return f"{count(macs)} + ?" if macs else "?"
     return count(macs) if macs else ""
+
+
+def nodes(rows: list[dict[str, Any]]) -> Table:
+    """Every node in the file's order: what it makes, MACs, bytes of weights."""
+    table = Table(["node", "operator", "makes", "MACs", "weights", ""], "lllrrl")
+    for row in rows:
+        made = ", ".join(f"{m['type']}{_shape(m['shape'])}" for m in row["makes"])
+        weights = size(row["weight_bytes"]) if row["weight_bytes"] else ""
+        body = f"in graph {row['graph']}" if row["graph"] else ""
+        macs = _partly(row["macs"], row["macs"] is None)
+        table.add(shown(row["name"]), shown(row["operator"]), made, macs, weights, body)
+    return table
 
 
 def modules(root: dict[str, Any], *, depth: int | None = _DEPTH) -> Table:
@@ -295,14 +310,14 @@ def _peak(report: dict[str, Any], whole: bool) -> str:
     return f"{size(peak['bytes'])}{at}" + (f"; {missing}" if missing else "")
 
 
-def _dims(report: dict[str, Any]) -> str:
+def _dims(report: dict[str, Any], limit: int | None) -> str:
     named = [
         shown(d["name"]) + ("" if d["counted_as"] is None else f" (as {d['counted_as']})")
         for d in report["dynamic_dims"]
         if d["name"]
     ]
     unnamed = sum(not d["name"] for d in report["dynamic_dims"])
-    told = named[:_DIMS] + ([f"{len(named) - _DIMS} more"] if len(named) > _DIMS else [])
+    told = named[:limit] + ([f"{len(named) - limit} more"] if limit is not None and len(named) > limit else [])
     return ", ".join(told + ([f"{unnamed} without a name"] if unnamed else [])) or "none"
 
 
@@ -316,5 +331,8 @@ def _coverage(report: dict[str, Any]) -> str:
 
 
 def _port(value: dict[str, Any]) -> str:
-    shape = "[...]" if value["shape"] is None else f"[{', '.join(shown(str(d)) for d in value['shape'])}]"
-    return f"{shown(value['name'])}  {value['type']}{shape}"
+    return f"{shown(value['name'])}  {value['type']}{_shape(value['shape'])}"
+
+
+def _shape(shape: list[int | str] | None) -> str:
+    return "[...]" if shape is None else f"[{', '.join(shown(str(d)) for d in shape)}]"

@@ -88,6 +88,8 @@ def inspected(reports: list[Report]) -> Report:
             title = table.titles[0]
             heads = ["what" if title == "duplicates" else "name", *table.titles[1:-1], table.titles[-1] or "which"]
             parts.append(_part(title.replace(" ", "-"), title.capitalize(), grid(table, heads=heads)))
+        if "node_costs" in one:
+            parts.append(_part("nodes", "Nodes", grid(inspection.nodes(one["node_costs"]), name=True)))
         if "tree" in one:
             modules = grid(inspection.modules(one["tree"], depth=None), name=True)
             parts.append(_part("modules", "Modules", modules))

@@ -201,13 +201,20 @@ def print_pass(one: dict[str, Any], *, stream: IO[str] | None = None) -> None:
         page.block(page.table(table) if one["options"] else ["no options"])
 
 
+def _types(wanted: dict[str, Any]) -> str:
+    return " or ".join(wanted["types"]) + (", symmetric" if wanted["symmetric"] else "")
+
+
 def print_targets(targets: list[dict[str, Any]], cpu: dict[str, Any], *, stream: IO[str] | None = None) -> None:
     """The targets, and this machine's CPU."""
     with _page(stream) as page:
-        for target in targets:
+        for index, target in enumerate(targets):
+            page.lines([""] if index else [])
             page.lines([Text(target["name"], style="bold").append(f"  {target['description']}", style="not bold")])
             table = Table(["", ""], "ll")
             table.add("  also called", ", ".join(target["aliases"]))
+            table.add("  activations", _types(target["activation"]))
+            table.add("  weights", _types(target["weight"]))
             table.add("  in integers", ", ".join(target["heavy"]))
             table.add("  between them", ", ".join((*target["bridging"], *target["shared_scale"])))
             for op_type, reason in target["reasons"].items():

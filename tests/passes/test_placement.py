@@ -11,7 +11,8 @@ from support import build, node
 
 from graphopt.graph import label
 from graphopt.model import load
-from graphopt.passes._placement import Placement, matches, place
+from graphopt.passes._patterns import matches
+from graphopt.passes._placement import Placement, place
 from graphopt.target import get_target
 
 RNG = np.random.default_rng(5)

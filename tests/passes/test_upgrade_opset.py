@@ -11,7 +11,9 @@ from onnx import helper, numpy_helper
 from support import MODELS, apply, build, fixture_feeds, node, ops, reasons, run
 
 from graphopt.errors import PreconditionError
+from graphopt.model import load
 from graphopt.passes.upgrade_opset import UpgradeOpset
+from graphopt.pipeline import prepare
 
 RNG = np.random.default_rng(4)
 IMAGE = [1, 2, 4, 4]
@@ -165,3 +167,36 @@ def test_a_converter_that_fails_is_one_clear_line(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(PreconditionError, match=r"from opset 8 to 13 .*Scan.*export it again at opset 13") as caught:
         apply(build([node("Neg", ["x"], "y")], {"x": [1]}, ["y"], opset=8, ir_version=4), UpgradeOpset())
     assert "\n" not in str(caught.value)
+
+
+def test_nodes_of_one_name_in_both_branches_keep_what_is_said_of_them() -> None:
+    branches = []
+    for side in ("then", "else"):
+        made = helper.make_node("ReduceSum", ["x"], [side], name="same", axes=[0], doc_string=f"the {side} side")
+        output = helper.make_tensor_value_info(side, onnx.TensorProto.FLOAT, IMAGE)
+        branches.append(helper.make_graph([made], side, [], [output]))
+    proto = build(
+        [node("If", ["go"], "y", then_branch=branches[0], else_branch=branches[1])],
+        {"x": IMAGE},
+        {"y": IMAGE},
+        {"go": np.array(True)},
+        opset=11,
+    )
+    model, entry = apply(proto, UpgradeOpset(to=13))
+    assert entry.status == "changed"
+    for attribute in model.graph.node[0].attribute:
+        side = attribute.g.output[0].name
+        (kept,) = [n for n in attribute.g.node if n.op_type == "ReduceSum"]
+        assert (kept.name, kept.doc_string) == ("same", f"the {side} side")
+
+
+def test_functions_are_left_to_inline_functions() -> None:
+    """onnx's converter leaves their bodies at the old operator set, which its checker then refuses."""
+    proto = build([node("Twice", ["x"], "y", domain="mine")], {"x": [2]}, {"y": [2]}, opset=11)
+    body = [helper.make_node("Squeeze", ["a"], ["s"], axes=[0]), helper.make_node("Add", ["s", "s"], ["b"])]
+    proto.functions.append(helper.make_function("mine", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 11)]))
+    proto.opset_import.append(helper.make_opsetid("mine", 1))
+    model, entry = apply(proto, UpgradeOpset(to=13))
+    assert "run inline-functions first" in reasons(entry)["(graph)"]
+    assert model.opset_import[0].version == 11
+    assert [p.name for p in prepare(load(proto), "ort-cpu")[:2]] == ["inline-functions", "upgrade-opset"]

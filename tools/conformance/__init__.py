@@ -1,0 +1,1 @@
+"""Every pass, the default pipeline and the other simplifiers over onnx.backend.test; see docs/conformance.md."""
