@@ -12,6 +12,7 @@ from graphopt.passes._weights import drop_unread
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+TWO_NAMES = "its result and what it would be replaced by are outputs under two names"
 OFF = "switched off after a failed verification"
 
 
@@ -56,7 +57,7 @@ def stuck(old: ir.Value, new: ir.Value, names: Names) -> str | None:
     if producer is None or producer.graph is not old.graph:
         return "its result is an output, and what it would be replaced by is no result of a node in the same graph"
     if new.is_graph_output():
-        return "its result and what it would be replaced by are outputs under two names"
+        return TWO_NAMES
     if names.shadowed(old):
         return f"a body has a value of the same name, '{old.name}', so that the output's name cannot move"
     return None
@@ -81,6 +82,16 @@ def remove(dead: Iterable[ir.Node]) -> None:
         if node.graph is not None:
             node.graph.remove([node], safe=True)
     drop_unread(*read)
+
+
+def detach(node: ir.Node) -> None:
+    """Let a node that is gone read nothing any more: its bodies too, which onnx-ir leaves registered as readers."""
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)
+    for body in bodies(node):
+        for inner in body:
+            detach(inner)
+        body.outputs.clear()
 
 
 def unread(value: ir.Value) -> bool:

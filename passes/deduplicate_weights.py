@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.graph import bodies
+from graphopt.graph import bodies, constant, is_op, label, nodes
 from graphopt.model import tensor_buffer
 from graphopt.passes._rewire import OFF
 
@@ -20,6 +20,8 @@ _CHUNK = 2**24
 @dataclass(frozen=True)
 class DeduplicateWeights(Pass):
     """Initializers with the same type, shape and bytes become one; a body reads that of the graph around it.
+
+    A Constant node that holds the same as an initializer goes, too.
 
     Weights are hashed where they lie, a slice at a time, and only those that share type and shape with another.
     Initializers that a caller may override and those that are outputs stay as they are.
@@ -32,7 +34,8 @@ class DeduplicateWeights(Pass):
         result = PassResult()
         counts: dict[Any, int] = {}
         free = [v for graph in model.graphs() for v in graph.initializers.values() if _outline(v) is not None]
-        for value in free:
+        made = [v for node in nodes(model) if (v := _made(node)) is not None]
+        for value in [*free, *made]:
             counts[_outline(value)] = counts.get(_outline(value), 0) + 1
         for graph, visible in _scopes(model.graph, []):
             self._graph(graph, visible, counts, context, result)
@@ -74,6 +77,27 @@ class DeduplicateWeights(Pass):
             result.changes.append(Change("eliminate", name, f"equal to '{first.name}'"))
             value.replace_all_uses_with(first)
             del graph.initializers[name]
+        self._constants(graph, visible, counts, context, result)
+
+    def _constants(
+        self,
+        graph: ir.Graph,
+        visible: list[dict[Any, ir.Value]],
+        counts: dict[Any, int],
+        context: Context,
+        result: PassResult,
+    ) -> None:
+        """Constant nodes that hold what an initializer holds; those that equal each other are nodes like any others."""
+        for node in list(graph):
+            value = _made(node)
+            if value is None or counts[_outline(value)] < 2 or value.is_graph_output():
+                continue
+            key = (_outline(value), _hash(constant(value)))
+            first = next((known[key] for known in visible if key in known), None)
+            if first is not None and context.allows(self.name, label(node)):
+                result.changes.append(Change("eliminate", label(node), f"Constant equal to '{first.name}'"))
+                value.replace_all_uses_with(first)
+                graph.remove([node], safe=True)
 
 
 def _scopes(graph: ir.Graph, outer: list[dict[Any, ir.Value]]) -> Iterator[tuple[ir.Graph, list[dict[Any, ir.Value]]]]:
@@ -85,11 +109,15 @@ def _scopes(graph: ir.Graph, outer: list[dict[Any, ir.Value]]) -> Iterator[tuple
             yield from _scopes(body, visible)
 
 
+def _made(node: ir.Node) -> ir.Value | None:
+    """What a Constant node makes, if it is a tensor."""
+    return node.outputs[0] if is_op(node, "Constant") and constant(node.outputs[0]) is not None else None
+
+
 def _outline(value: ir.Value) -> Any:
     """(type, shape) of a weight that nobody can override, or None."""
-    if value.is_graph_input() or value.const_value is None:
-        return None
-    return (value.const_value.dtype, tuple(value.const_value.shape.numpy()))
+    tensor = constant(value)
+    return None if value.is_graph_input() or tensor is None else (tensor.dtype, tuple(tensor.shape.numpy()))
 
 
 def _hash(tensor: ir.TensorProtocol | None) -> Any:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import STANDARD_DOMAINS, bodies, constant, label
 from graphopt.model import tensor_buffer
-from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute
+from graphopt.passes._rewire import OFF, TWO_NAMES, Names, remove, stuck, substitute
 from graphopt.validation import RANDOM_OPS
 
 _SMALL = 1024
@@ -58,6 +58,9 @@ class EliminateDuplicates(Pass):
                 reason = OFF
             if reason is not None:
                 result.skipped.append(Skip(site, f"{node.op_type}: the same as {label(first)}, but {reason}"))
+                if reason == TWO_NAMES and context.allows(self.name, site) and _share(node, first, names):
+                    detail = f"{node.op_type}: only the output is computed again, readers take {label(first)}'s"
+                    result.changes.append(Change("share", site, detail))
                 continue
             result.changes.append(Change("eliminate", site, f"{node.op_type}: the same as {label(first)}"))
             for old, new in zip(node.outputs, first.outputs, strict=True):
@@ -80,6 +83,48 @@ def _never(node: ir.Node) -> str | None:
 def _stuck(node: ir.Node, first: ir.Node, names: Names) -> str | None:
     moved = [(old, new) for old, new in zip(node.outputs, first.outputs, strict=True) if old.name]
     return next((why for old, new in moved if (why := stuck(old, new, names)) is not None), None)
+
+
+def _share(node: ir.Node, first: ir.Node, names: Names) -> bool:
+    """Let everybody but the graph's outputs read ``first``, so that what they compute can be found equal in turn.
+
+    Of two outputs that are the same, ``first`` is the one listed first: the result does not depend on the order of the
+    nodes.
+    """
+    changed = False
+    for index, given in enumerate(first.inputs[: len(node.inputs)]):
+        if node.inputs[index] is not given:  # an equal constant
+            node.replace_input_with(index, given)
+            changed = True
+    for old, new in zip(node.outputs, first.outputs, strict=True):
+        if not old.name:
+            continue
+        if old.is_graph_output() and new.is_graph_output() and not names.shadowed(old):
+            outputs = new.graph.outputs if isinstance(new.graph, ir.Graph) else []
+            places = [[i for i, v in enumerate(outputs) if v is value] for value in (old, new)]
+            if len(places[0]) == len(places[1]) == 1 and places[0] < places[1]:
+                _swap(outputs, places[0][0], places[1][0])
+                changed = True
+        for user, index in list(old.uses()):
+            user.replace_input_with(index, new)
+            changed = True
+    return changed
+
+
+def _swap(outputs: Any, i: int, j: int) -> None:
+    """Two outputs change the nodes that make them; names and declarations stay with the places."""
+    one, other = outputs[i], outputs[j]
+    names = one.name, other.name
+    one.name = other.name = None
+    other.name, one.name = names
+    one.type, other.type = other.type, one.type
+    one.shape, other.shape = other.shape, one.shape
+    one.doc_string, other.doc_string = other.doc_string, one.doc_string
+    texts = dict(one.metadata_props), dict(other.metadata_props)
+    for value, own in ((one, texts[1]), (other, texts[0])):
+        value.metadata_props.clear()
+        value.metadata_props.update(own)
+    outputs[i], outputs[j] = other, one
 
 
 @dataclass

@@ -50,7 +50,9 @@ class EliminateIdentities(Pass):
         changes: list[Change] = []
         skipped: list[Skip] = []
         dead: list[ir.Node] = []
-        for node in list(nodes(model)):
+        # A value can take the name of one output only: of the one listed first, not of the node that comes first.
+        places = {v: i for graph in model.graphs() for i, v in reversed(list(enumerate(graph.outputs)))}
+        for node in sorted(nodes(model), key=lambda node: max((places.get(v, -1) for v in node.outputs), default=-1)):
             verdict = judge.verdict(node)
             if verdict is None:
                 continue

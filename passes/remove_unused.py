@@ -9,7 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.graph import label, nodes
+from graphopt.graph import bodies, label, nodes
+from graphopt.passes._rewire import detach
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,16 @@ class RemoveUnused(Pass):
         inputs = list(model.graph.inputs)
         overridable = {v.name: v for v in inputs if v.name in model.graph.initializers}
         before_weights = {(id(g), n) for g in model.graphs() for n in g.initializers}
-        RemoveUnusedNodesPass()(model)
+        left = [node for node, _, _ in before_nodes.values()]
+        while True:
+            RemoveUnusedNodesPass()(model)
+            kept_nodes = {id(node) for node in nodes(model)}
+            gone_bodies = [node for node in left if id(node) not in kept_nodes and bodies(node)]
+            if not gone_bodies:
+                break
+            left = [node for node in left if id(node) in kept_nodes]
+            for node in gone_bodies:  # they still count as readers of what they captured
+                detach(node)
         for value in overridable.values():
             if value.name and value.name not in model.graph.initializers:
                 model.graph.register_initializer(value)

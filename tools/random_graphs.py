@@ -146,14 +146,16 @@ class Graph:
                 self._again()
             else:
                 self.pick(self.growers)(self)
-            self.values = [v for v in self.values if v.elements <= MOST]
+            self.values = [v for v in self.values if v.elements <= MOST and all(min(d.sizes) for d in v.dims)]
             if len(self.nodes) > before:
                 return
 
     def _again(self) -> None:
         old = self.pick(self.nodes)
         known = {v.name: v for v in self.values}
-        if old.op_type in ("If", "Loop", "Constant") or not all(n in known for n in old.output):
+        if old.op_type in ("If", "Loop", "Constant") or len(old.output) > 1:
+            return  # of equal nodes with several outputs, which one makes which output depends on their order
+        if not all(n in known for n in old.output):
             return
         copy = onnx.NodeProto()
         copy.CopyFrom(old)

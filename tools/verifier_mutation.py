@@ -5,7 +5,7 @@
 Each mistake is one rewrite of a pass with the contract "exact", which makes several right ones too, between other exact
 passes. *Detected*: the result is not the mistaken one. *Isolated*: only that rewrite was reverted; the others, and all
 other passes, stand. Prints one line per mistake and both shares; exits 1 where one escapes. ``--cost``: what share of
-the time of optimizing the fixtures is verification.
+the processor time of optimizing the fixtures is verification.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def judge(mutation: Mutation) -> Outcome:
 
 
 def cost() -> list[str]:
-    """Time of the default exact passes on the fixtures, with verification and without."""
+    """Processor time of the default exact passes on the fixtures, with verification and without."""
     lines, totals = [], [0.0, 0.0]
     passes = [create(name, {}) for name in EXACT_PASSES]
     for path in sorted(MODELS.glob("*.onnx")):
@@ -97,9 +97,9 @@ def cost() -> list[str]:
         for verify in ("off", "end"):
             best = float("inf")
             for _ in range(3):
-                started = time.perf_counter()
+                started = time.process_time()
                 result: RunResult = PassManager(passes, verify=verify).run(model, Context(original=model, threads=1))
-                best = min(best, time.perf_counter() - started)
+                best = min(best, time.process_time() - started)
             assert not result.reverted, (path, result.reverted[0].reason)
             taken.append(best)
         totals = [a + b for a, b in zip(totals, taken, strict=True)]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support import MODELS, apply, build, initializers, node, reasons, run, size
+from support import MODELS, apply, build, initializers, node, ops, reasons, run, size
 
 from graphopt.model import load, to_proto
 from graphopt.passes.deduplicate_weights import DeduplicateWeights
@@ -130,3 +130,22 @@ def test_fixtures_only_shrink(name: str) -> None:
     after, _ = apply(proto, DeduplicateWeights())
     assert size(after) <= size(proto)
     assert list(after.graph.output) == list(proto.graph.output)
+
+
+def test_a_constant_node_that_holds_what_an_initializer_holds_goes() -> None:
+    """Else the order of nodes decides which of the two is kept, or both are (found by tools/fuzz.py, graph 5000)."""
+    array = np.asarray([1, 2], np.float32)
+    held = {"k": array, "z": -array}
+    constants = [node("Constant", [], n, value=numpy_helper.from_array(a)) for n, a in held.items()]
+    proto = build(
+        [*constants, node("Add", ["x", "w"], "a"), node("Mul", ["a", "k"], "b"), node("Sub", ["b", "z"], "y")],
+        {"x": [3, 2]},
+        ["y"],
+        {"w": array},
+    )
+    made, entry = apply(proto, DeduplicateWeights())
+    assert ops(made) == ["Constant", "Add", "Mul", "Sub"]
+    assert list(made.graph.node[2].input) == ["a", "w"]
+    assert [(c.site, c.detail) for c in entry.changes] == [("n_k", "Constant equal to 'w'")]
+    feeds = {"x": np.ones((3, 2), np.float32)}
+    assert run(made, feeds)["y"].tobytes() == run(proto, feeds)["y"].tobytes()

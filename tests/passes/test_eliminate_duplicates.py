@@ -205,3 +205,20 @@ def test_fixtures_only_shrink(name: str) -> None:
     after, _ = apply(proto, EliminateDuplicates())
     assert size(after) <= size(proto)
     assert list(after.graph.output) == list(proto.graph.output)
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("listed", [("a", "b", "y"), ("y", "b", "a")])
+def test_equal_outputs_share_their_readers_whatever_the_order(order: tuple[str, ...], listed: tuple[str, ...]) -> None:
+    """Two outputs that are the same stay two; what is computed from both is found equal (tools/fuzz.py, graph 515)."""
+    nodes = [node("Exp", ["x"], name) for name in order]
+    nodes += [node("Relu", ["a"], "c"), node("Relu", ["b"], "d"), node("Mul", ["c", "d"], "y")]
+    proto = build(nodes, {"x": [2, 2]}, listed)
+    made, entry = apply(proto, EliminateDuplicates())
+    same_bits(proto, made, X)
+    assert sorted(ops(made)) == ["Exp", "Exp", "Mul", "Relu"]
+    assert [o.name for o in made.graph.output] == list(listed)
+    relu = next(n for n in made.graph.node if n.op_type == "Relu")
+    assert list(relu.input) == [next(n for n in listed if n != "y")]  # the output that is listed first
+    assert "share" in {c.action for c in entry.changes}
+    assert apply(made, EliminateDuplicates())[1].status == "unchanged"

@@ -282,3 +282,13 @@ def test_five_thousand_take_a_moment() -> None:
     after, entry = apply(proto, EliminateIdentities(), verify="off")
     assert len(after.graph.node) == 2500
     assert entry.seconds < 8
+
+
+@pytest.mark.parametrize("order", [("Reshape", "Identity"), ("Identity", "Reshape")])
+def test_of_two_outputs_the_one_listed_first_takes_the_value(order: tuple[str, str]) -> None:
+    """Not the one whose node stands first (found by tools/fuzz.py, graph 6060)."""
+    made = {"Reshape": node("Reshape", ["a", "s"], "b"), "Identity": node("Identity", ["a"], "c")}
+    nodes = [node("Neg", ["x"], "a"), *(made[op] for op in order)]
+    after, _ = apply(build(nodes, {"x": [4]}, ["c", "b"], {"s": np.array([4], np.int64)}), EliminateIdentities())
+    assert [(n.op_type, list(n.output)) for n in after.graph.node] == [("Neg", ["c"]), ("Reshape", ["b"])]
+    assert [o.name for o in after.graph.output] == ["c", "b"]

@@ -80,3 +80,27 @@ def test_fixtures_keep_interface_and_a_second_run_changes_nothing(path: object) 
     again, entry = apply(made, RemoveUnused())
     assert not entry.changes
     assert again.SerializeToString(deterministic=True) == made.SerializeToString(deterministic=True)
+
+
+def test_what_only_a_removed_body_read_goes_at_once() -> None:
+    """onnx-ir leaves the bodies of a removed node registered as readers (found by tools/fuzz.py, graph 542)."""
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [node("Add", ["state", "a"], "next"), node("Identity", ["go"], "on")],
+        "body",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("state", TensorProto.FLOAT, None)],
+        [info("on", TensorProto.BOOL, []), info("next", TensorProto.FLOAT, None)],
+    )
+    proto = build(
+        [node("Mul", ["x", "w"], "a"), node("Neg", ["x"], "y"), node("Loop", ["n", "c", "x"], "dead", body=body)],
+        {"x": [4]},
+        ["y"],
+        {"w": np.ones(4, np.float32), "n": np.int64(2), "c": np.bool_(True)},
+    )
+    made, entry = apply(proto, RemoveUnused())
+    assert ops(made) == ["Neg"]
+    assert not made.graph.initializer
+    assert {"n_dead", "n_a", "w", "n", "c"} <= {c.site for c in entry.changes}
+    again, second = apply(made, RemoveUnused())
+    assert second.status == "unchanged"
+    assert again == made
