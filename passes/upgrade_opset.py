@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import STANDARD_DOMAINS, fresh, opset
+from graphopt.graph import STANDARD_DOMAINS, fresh, is_op, nodes, opset
 from graphopt.model import fingerprint, graphs, load, replace, to_proto
 from graphopt.session import one_line
 
@@ -42,6 +42,11 @@ class UpgradeOpset(Pass):
             return PassResult(skipped=[Skip("(graph)", why)])
         if not context.allows(self.name, "(graph)"):
             return PassResult(skipped=[Skip("(graph)", "switched off after a failed verification")])
+        if now < 9 <= self.to and any(is_op(node, "Scan") for node in nodes(model)):
+            raise PreconditionError(
+                f"Scan had a batch dim before opset 9, and onnx's converter leaves it as it is at opset {now}; "
+                "export the model again at opset 9 or later"
+            )
         original = to_proto(model)
         before = fingerprint(model)
         try:

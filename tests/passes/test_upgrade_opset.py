@@ -190,6 +190,20 @@ def test_nodes_of_one_name_in_both_branches_keep_what_is_said_of_them() -> None:
         assert (kept.name, kept.doc_string) == ("same", f"the {side} side")
 
 
+def test_scan_of_opset_8_is_refused() -> None:
+    """It had a batch dim and other inputs; the converter leaves it, and ONNX Runtime does not load the result."""
+    body = helper.make_graph(
+        [helper.make_node("Neg", ["a"], ["b"])],
+        "body",
+        [helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [2])],
+        [helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [2])],
+    )
+    scan = node("Scan", ["", "x"], "y", body=body, num_scan_inputs=1)
+    proto = build([scan], {"x": [1, 3, 2]}, {"y": [1, 3, 2]}, opset=8, ir_version=3)
+    with pytest.raises(PreconditionError, match="Scan had a batch dim before opset 9"):
+        apply(proto, UpgradeOpset(to=13))
+
+
 def test_functions_are_left_to_inline_functions() -> None:
     """onnx's converter leaves their bodies at the old operator set, which its checker then refuses."""
     proto = build([node("Twice", ["x"], "y", domain="mine")], {"x": [2]}, {"y": [2]}, opset=11)

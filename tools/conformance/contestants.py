@@ -24,7 +24,7 @@ from graphopt.model import to_bytes, to_proto
 from graphopt.passes import simplify
 from tools.conformance.judging import Finding, Reference, serialized
 from tools.conformance.rivals import PACKAGES
-from tools.conformance.worker import LIMIT, TookTooLong, Worker
+from tools.conformance.worker import LIMIT, PATIENCE, TookTooLong, Worker
 
 ROUNDING = {"fuse-batchnorm", "fuse-into-conv", "matmul-to-gemm", "simplify", "upgrade-opset"}
 """Passes that may move a float by rounding; all others must leave every bit."""
@@ -63,7 +63,7 @@ class _Hang(BaseException):
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer.
+    """Interrupt what takes more CPU, or :data:`PATIENCE` times as long by the clock.
 
     Raises:
         TookTooLong: it did.
@@ -72,15 +72,18 @@ def at_most(seconds: float) -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise _Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    limits = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE * seconds)}
+    before = {number: signal.signal(number, stop) for number in limits}
+    for timer, limit in limits.values():
+        signal.setitimer(timer, limit)
     try:
         yield
     except _Hang:
         raise TookTooLong(f"it took longer than {seconds:g} s and was stopped") from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in limits.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def _guarded(act: Callable[[], Answer]) -> Answer:

@@ -21,7 +21,7 @@ from tools.conformance.cases import Feeds, all_nodes
 
 COLUMNS = {
     "crashed": "it raised, refused a valid model, or its process died",
-    "hang": "it took longer than 20 s and was stopped",
+    "hang": "it took more than 20 s of CPU (or 200 s in all) and was stopped",
     "invalid": "onnx's checker accepts the original and not the result",
     "unloadable": "ONNX Runtime runs the original and not the result",
     "wrong": "another result; bit for bit, but for those whose work is arithmetic (1e-4 relative)",
