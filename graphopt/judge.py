@@ -16,7 +16,7 @@ from graphopt.gates import GateResult, Metric, MetricResult, drop_gate, measure,
 from graphopt.model import interface
 from graphopt.report.units import ratio, size
 from graphopt.session import Session, Timing, time_models
-from graphopt.validation import Comparison, compare_sessions, random_feeds
+from graphopt.validation import Comparison, compare_sessions, feeds_that_run
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -94,7 +94,11 @@ def judge(
     dataset = context.eval_data or context.data
     inputs, _ = interface(original)
     if dataset is None:
-        feeds = random_feeds(original, 2, seed=context.seed)
+        feeds, failure = feeds_that_run(original, before, seed=context.seed)
+        if not feeds:
+            verdict.notes.append(f"nothing was compared or timed on random inputs; give --data: {failure}")
+            _gate(verdict, gates, sizes)
+            return verdict
         verdict.comparison = compare_sessions(before, after, feeds)
         verdict.notes.append("compared on random inputs only; give --data for real ones")
     else:

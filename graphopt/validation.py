@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.data import legal_random
-from graphopt.errors import RuntimeFailure
+from graphopt.errors import InputError, RuntimeFailure
 from graphopt.graph import attribute, constant, is_op, nodes
 from graphopt.model import ValueSpec, interface
 from graphopt.session import Session
@@ -301,6 +301,33 @@ def random_feeds(
     masks = {i.name for i in inputs if _is_mask(i) and i.dtype is not None and i.dtype.kind == "f"}
     dataset = legal_random(inputs, seed=seed, n=count, bounds=bounds)
     return [{k: np.rint(v) if k in masks else v for k, v in sample.items()} for sample in dataset]
+
+
+OTHER_SIZES = (None, 64, 512)
+"""What symbolic dims are set to, in turn, until the model runs: a window of audio is longer than the usual 8."""
+
+
+def feeds_that_run(
+    model: ir.Model, session: Session, count: int = 2, *, seed: int = 0, batch: int | None = None
+) -> tuple[list[dict[str, NDArray[Any]]], str | None]:
+    """Those of :func:`random_feeds`, at the first of :data:`OTHER_SIZES`, that ``session`` runs on; and the first
+    reason why one did not."""
+    failure: str | None = None
+    for size in OTHER_SIZES:
+        found = []
+        try:
+            made = random_feeds(model, count, seed=seed, batch=batch, size=size)
+        except InputError as error:  # an input that cannot be drawn
+            return [], failure or str(error)
+        for feed in made:
+            try:
+                session.run(feed)
+                found.append(feed)
+            except RuntimeFailure as error:
+                failure = failure or str(error)
+        if found:
+            return found, failure
+    return [], failure
 
 
 def _is_mask(spec: ValueSpec) -> bool:

@@ -20,7 +20,7 @@ from graphopt.model import clone, fingerprint, interface
 from graphopt.recipe import Recipe, write
 from graphopt.session import Outputs, Session
 from graphopt.storage import save
-from graphopt.validation import Comparison, OutputDifference, exact_violation, noise_by_feed, random_feeds, unstable
+from graphopt.validation import Comparison, OutputDifference, exact_violation, feeds_that_run, noise_by_feed, unstable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 REAL_SAMPLES = 4
 SECOND_BATCH = 3
-OTHER_SIZES = (None, 64, 512)
-"""What symbolic dims are set to, in turn, until the model runs: a window of audio is longer than the usual 8."""
 
 _OVERRIDE = 1.125
 """What overridable initializers are multiplied by, to see that a caller's own values still count."""
@@ -144,16 +142,9 @@ def _choose(model: ir.Model, session: Session, context: Context) -> tuple[list[F
 
     def random(count: int, batch: int | None = None) -> list[Feed]:
         seed = context.seed if batch is None else context.seed + 1
-        for size in OTHER_SIZES:
-            try:
-                made = random_feeds(model, count, seed=seed, batch=batch, size=size)
-            except InputError as error:  # an input that cannot be drawn
-                failures.append(str(error))
-                return []
-            found = [feed for feed in made if usable(feed)]
-            if found:
-                return found
-        return []
+        found, failure = feeds_that_run(model, session, count, seed=seed, batch=batch)
+        failures.extend([failure] if failure else [])
+        return found
 
     samples = islice(context.data, REAL_SAMPLES) if context.data is not None else ()
     real = [feed for feed in (to_feeds(sample, inputs) for sample in samples) if usable(feed)]
