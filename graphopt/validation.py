@@ -235,9 +235,11 @@ def output_noise(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None
     return {name: max(noise[name] for noise in each) for name in each[0]} if each else {}
 
 
-def noise_by_feed(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None = None) -> list[dict[str, float]]:
-    """:func:`output_noise` of each feed by itself."""
-    plain = Session(model, optimize=False, threads=threads)
+def noise_by_feed(
+    model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None = None, plain: Session | None = None
+) -> list[dict[str, float]]:
+    """:func:`output_noise` of each feed by itself; ``plain``: the model, loaded without optimizations already."""
+    plain = plain or Session(model, optimize=False, threads=threads)
     optimized = Session(model, threads=threads)
     found: list[dict[str, float]] = []
     for feed in feeds:

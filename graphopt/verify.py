@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphopt.base import Context, Pass
 from graphopt.data import feeds as to_feeds
 from graphopt.errors import InputError, RuntimeFailure
-from graphopt.model import clone, fingerprint, interface
+from graphopt.model import clone, interface
 from graphopt.recipe import Recipe, write
 from graphopt.session import Outputs, Session
 from graphopt.storage import save
@@ -58,7 +58,7 @@ class Verifier:
         try:
             plain = Session(reference, optimize=False, threads=context.threads)
             self.feeds, self.description = _choose(reference, plain, context)
-            self._measure_noise(reference)
+            self._measure_noise(reference, plain)
             self.expected = [plain.run(feed) for feed in self.feeds]
             self.excluded = unstable(plain, self.feeds[0])
         except (RuntimeFailure, InputError) as error:
@@ -71,9 +71,9 @@ class Verifier:
             changed = Session(_overridden(reference, self.overrides), optimize=False, threads=context.threads)
             self.expected_overridden = changed.run(self.feeds[0])
 
-    def _measure_noise(self, reference: ir.Model) -> None:
+    def _measure_noise(self, reference: ir.Model, plain: Session) -> None:
         """Noise per output; feeds on which the reference itself is undecided are left out where there are others."""
-        each = noise_by_feed(reference, self.feeds, threads=self.threads)
+        each = noise_by_feed(reference, self.feeds, threads=self.threads, plain=plain)
         steady = [i for i, noise in enumerate(each) if not any(np.isinf(list(noise.values())))]
         if 0 < len(steady) < len(each):
             left = len(each) - len(steady)
@@ -193,11 +193,6 @@ def _overridden(model: ir.Model, values: dict[str, NDArray[Any]]) -> ir.Model:
     return changed
 
 
-def edited(model: ir.Model, before: ir.Model) -> bool:
-    """Whether ``model`` differs from the clone made ``before``; weights are read only where the outline differs."""
-    return outline(model) != outline(before) and fingerprint(model) != fingerprint(before)
-
-
 def outline(model: ir.Model) -> list[Any]:
     """The graph by names, attributes and the identity of its weights: cheap, and equal for an untouched clone."""
     found: list[Any] = []
@@ -205,7 +200,8 @@ def outline(model: ir.Model) -> list[Any]:
         found.append([[v.name for v in graph.inputs], [v.name for v in graph.outputs]])
         found.append({name: id(value.const_value) for name, value in graph.initializers.items()})
         for node in graph:
-            attributes = {name: _outline_of(attribute) for name, attribute in node.attributes.items()}
+            given = node.attributes
+            attributes = {name: _outline_of(attribute) for name, attribute in given.items()} if given else None
             names = [v.name if v is not None else None for v in (*node.inputs, *node.outputs)]
             found.append((node.domain, node.op_type, node.overload, names, attributes))
     return found

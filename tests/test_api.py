@@ -270,7 +270,7 @@ def test_importing_graphopt_is_lazy() -> None:
 def test_no_data_and_a_model_that_needs_longer_inputs(window: int, compared: bool) -> None:
     """Other sizes of the free dims are tried; where none runs, that is said, and the model is made all the same."""
     body = f"{{ s = Constant<value = int64[2] {{-1, {window}}}>() z = Identity(x) y = Reshape(z, s) }}"
-    model = parsed(f"agraph (float[N] x) => (float[A, B] y) {body}")
+    model = parsed(f"agraph (float[1, N] x) => (float[A, B] y) {body}")
     result = graphopt.optimize(model, time=0)
     assert result.report["output"]["nodes"] == 1
     assert (result.report["comparison"] is not None) == compared
