@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,10 @@ from graphopt.base import VERIFY as VERIFY
 from graphopt.base import Change, Context, Pass, PassResult, Pipeline, Repeat, Skip
 from graphopt.errors import ExitCode, GraphoptError, PreconditionError
 from graphopt.graph import nodes
-from graphopt.model import clone, weight_bytes
+from graphopt.model import clone, fingerprint, weight_bytes
 from graphopt.structure import check_model
 from graphopt.user_code import one_line
-from graphopt.verify import Verifier, Violation, edited, write_reproducer
+from graphopt.verify import Verifier, Violation, outline, write_reproducer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -109,6 +110,25 @@ class _Step:
     before: ir.Model
 
 
+@dataclass
+class _Snapshot:
+    """A copy that nobody edits, good until a pass changes something: copying a large graph takes seconds."""
+
+    model: ir.Model
+
+    @cached_property
+    def outline(self) -> list[Any]:
+        return outline(self.model)
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        return _size(self.model)
+
+    def differs(self, model: ir.Model) -> bool:
+        """Whether ``model`` was edited since; weights are read only where the outline differs."""
+        return self.outline != outline(model) and fingerprint(self.model) != fingerprint(model)
+
+
 class PassManager:
     """Runs a pipeline on a copy of the model.
 
@@ -154,7 +174,10 @@ class _Run:
     def __init__(
         self, model: ir.Model, context: Context, verify: str, raise_preconditions: bool | Collection[str]
     ) -> None:
-        self.context = replace(context, original=clone(context.original))
+        original = _Snapshot(clone(context.original))
+        self.context = replace(context, original=original.model)
+        self.snapshot = original if context.original is model else None
+        self.idle: list[Pass] = []  # ran since the last change and found nothing: they would find nothing again
         self.mode = verify
         self.raise_preconditions = raise_preconditions
         self.model = clone(model)
@@ -173,6 +196,8 @@ class _Run:
 
         ``repeated``: in a further round that finds nothing it gets no second entry in the ledger.
         """
+        if repeated and pass_ in self.idle:
+            return False
         exact = pass_.contract == "exact"
         if not exact:
             self.close()
@@ -196,29 +221,38 @@ class _Run:
 
     def _step(self, pass_: Pass, entry: LedgerEntry, *, raising: bool = False) -> None:
         """Run on the working copy, and write down what happened; a pass that crashes or breaks the graph is undone."""
-        before = clone(self.model)
+        if self.snapshot is None:
+            self.snapshot = _Snapshot(clone(self.model))
+        before = self.snapshot.model
         started = time.perf_counter()
+        untouched = True
         try:
             pass_.check(self.model)
+            untouched = False
             result = self._call(pass_, self.model, entry.name)
-            if not result.changes and edited(self.model, before):
+            if not result.changes and self.snapshot.differs(self.model):
                 result.changes.append(Change("edit", "(graph)", "changed, but the pass did not say what"))
+                check_model(self.model, entry.name)
             self._record(entry, result)
         except PreconditionError as error:
             if raising:
                 raise
-            self.model = before
+            self.model = self.model if untouched else clone(before)
             self._record(entry, PassResult())
             entry.status, entry.reason = "skipped", str(error)
         except Exception as error:
             ours = isinstance(error, GraphoptError)
             if pass_.contract != "exact" and isinstance(error, GraphoptError) and error.exit_code != ExitCode.INTERNAL:
                 raise  # the user's data or options, not the pass
-            self.model = before
+            self.model = clone(before)
             self._revert(pass_, entry, before, Violation(str(error) if ours else f"it crashed: {one_line(error)}"))
         entry.seconds += time.perf_counter() - started
-        entry.nodes = (_count(before), _count(self.model))
-        entry.weight_bytes = (weight_bytes(before), weight_bytes(self.model))
+        sizes = self.snapshot.size, _size(self.model) if entry.changes else self.snapshot.size
+        entry.nodes, entry.weight_bytes = zip(*sizes, strict=True)
+        if entry.changes:
+            self.snapshot, self.idle = None, []
+        else:
+            self.idle.append(pass_)
         if entry.changes and pass_.contract != "exact" and self.exact is None:
             self.exact = before
         if entry.changes and pass_.contract == "exact":
@@ -271,6 +305,7 @@ class _Run:
         step, rest, violation = self.steps[count - 1], self.steps[count:], seen[count]
         sites = [] if step.entry.status == "partly reverted" else self._guilty_sites(step, verifier)
         self.model = clone(step.before)
+        self.snapshot, self.idle = None, []
         del self.steps[count - 1 :]
         self.verified = min(self.verified, len(self.steps))
         why = f"reverted: {violation.reason}"
@@ -359,12 +394,14 @@ def run_pass(pass_: Pass, model: ir.Model, context: Context, name: str) -> PassR
     result = pass_.run(model, context)
     if not isinstance(result, PassResult):
         raise TypeError(f"it returned a {type(result).__name__}, not a PassResult")
-    check_model(model, name)
+    if result.changes:
+        check_model(model, name)
     return result
 
 
-def _count(model: ir.Model) -> int:
-    return sum(1 for _ in nodes(model))
+def _size(model: ir.Model) -> tuple[int, int]:
+    """(nodes, bytes of weights)."""
+    return sum(1 for _ in nodes(model)), weight_bytes(model)
 
 
 def first_true(low: int, high: int, holds: Callable[[int], bool]) -> int:

@@ -46,6 +46,7 @@ EXACT_PASSES = (
     "fuse-into-conv",
     "matmul-to-gemm",
     "eliminate-duplicates",
+    "constants-to-initializers",
     "deduplicate-weights",
     "remove-unused",
 )

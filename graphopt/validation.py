@@ -252,10 +252,12 @@ def noise_by_feed(
     feeds: Sequence[Feeds],
     *,
     threads: int | None = None,
+    plain: Session | None = None,
     still: Callable[[Feeds], Mapping[str, NDArray[np.bool_]]] | None = None,
 ) -> list[dict[str, float]]:
-    """:func:`output_noise` of each feed by itself; ``still`` says which elements are not to be moved."""
-    plain = Session(model, optimize=False, threads=threads)
+    """:func:`output_noise` of each feed by itself; ``still`` says which elements are not to be
+    moved, ``plain`` is the model, loaded without optimizations already."""
+    plain = plain or Session(model, optimize=False, threads=threads)
     optimized = Session(model, threads=threads)
     found: list[dict[str, float]] = []
     for feed in feeds:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graphopt.base import Context, Pass
 from graphopt.data import feeds as to_feeds
 from graphopt.errors import InputError, RuntimeFailure
-from graphopt.model import clone, fingerprint, interface
+from graphopt.model import clone, interface
 from graphopt.probes import probes, still
 from graphopt.recipe import Recipe, write
 from graphopt.session import Outputs, Session
@@ -74,7 +74,7 @@ class Verifier:
         try:
             plain = Session(reference, optimize=False, threads=context.threads)
             chosen = _choose(reference, plain, context) if feeds is None else _Chosen(feeds, [], ["the inputs given"])
-            self._measure_noise(reference, chosen)
+            self._measure_noise(reference, chosen, plain)
             self.expected = [plain.run(feed) for feed in self.feeds]
             self.excluded = unstable(plain, self.feeds[0])
         except (RuntimeFailure, InputError) as error:
@@ -84,13 +84,13 @@ class Verifier:
         self._say_what_is_left_out()
         self._override(reference)
 
-    def _measure_noise(self, reference: ir.Model, chosen: _Chosen) -> None:
+    def _measure_noise(self, reference: ir.Model, chosen: _Chosen, plain: Session) -> None:
         """Noise per feed and output; feeds on which the reference itself is undecided are left out where it can be.
 
         Ordinary feeds share the largest noise among them; a probe is judged by its own.
         """
         self.feeds, words = chosen.feeds, list(chosen.words)
-        each = noise_by_feed(reference, self.feeds, threads=self.threads)
+        each = noise_by_feed(reference, self.feeds, threads=self.threads, plain=plain)
         steady = [i for i, noise in enumerate(each) if _is_steady(noise)]
         if 0 < len(steady) < len(each):
             left = len(each) - len(steady)
@@ -259,11 +259,6 @@ def _overridden(model: ir.Model, values: dict[str, NDArray[Any]]) -> ir.Model:
     return changed
 
 
-def edited(model: ir.Model, before: ir.Model) -> bool:
-    """Whether ``model`` differs from the clone made ``before``; weights are read only where the outline differs."""
-    return outline(model) != outline(before) and fingerprint(model) != fingerprint(before)
-
-
 def outline(model: ir.Model) -> list[Any]:
     """The graph by names, attributes and the identity of its weights: cheap, and equal for an untouched clone."""
     found: list[Any] = []
@@ -271,7 +266,8 @@ def outline(model: ir.Model) -> list[Any]:
         found.append([[v.name for v in graph.inputs], [v.name for v in graph.outputs]])
         found.append({name: id(value.const_value) for name, value in graph.initializers.items()})
         for node in graph:
-            attributes = {name: _outline_of(attribute) for name, attribute in node.attributes.items()}
+            given = node.attributes
+            attributes = {name: _outline_of(attribute) for name, attribute in given.items()} if given else None
             names = [v.name if v is not None else None for v in (*node.inputs, *node.outputs)]
             found.append((node.domain, node.op_type, node.overload, names, attributes))
     return found

