@@ -94,8 +94,9 @@ class PassManager:
 
     ``verify``: ``end`` compares numerically once after each run of exact passes (before the next approximate one, and
     at the end), ``each`` after every exact pass, ``off`` never. A violation is bisected to the pass and, where the pass
-    asks ``context.allows``, to the rewrites; only those are reverted, and what followed is run again. Approximate
-    passes are judged by gates, not here. ``raise_preconditions`` names the passes (or True: all) whose failed
+    asks ``context.allows``, to the rewrites; only those are reverted, and what followed is run again. A pass that
+    narrows the interface is a segment of its own, compared on what its result takes. Approximate passes are judged by
+    gates, not here. ``raise_preconditions`` names the passes (or True: all) whose failed
     precondition is an error instead of a skip.
     """
 
@@ -154,7 +155,7 @@ class _Run:
         ``repeated``: in a further round that finds nothing it gets no second entry in the ledger.
         """
         exact = pass_.contract == "exact"
-        if not exact:
+        if not exact or pass_.narrows:
             self.close()
         entry = LedgerEntry(str(getattr(pass_, "use", pass_.name)), pass_.options(), pass_.contract)
         self.ledger.append(entry)
@@ -162,8 +163,11 @@ class _Run:
             entry.status, entry.reason = "skipped", "it was reverted earlier in this run"
             return False
         wanted = self.raise_preconditions
-        self._step(pass_, entry, raising=wanted if isinstance(wanted, bool) else pass_.name in wanted)
-        if exact and self.mode == "each":
+        raising = wanted if isinstance(wanted, bool) else pass_.name in wanted
+        self._step(pass_, entry, raising=raising or pass_.narrows)
+        if pass_.narrows:
+            self.close()
+        elif exact and self.mode == "each":
             self._hold()
         if not exact and entry.changes:
             self.compared_with = "the model before them"
@@ -230,13 +234,19 @@ class _Run:
         if self.mode == "off" or self.verified == len(self.steps):
             return
         if self.verifier is None:
-            self.verifier = Verifier(self.steps[0].before, self.context)
+            narrowed = self.model if self.steps[0].pass_.narrows else None
+            self.verifier = Verifier(self.steps[0].before, self.context, narrowed)
             self.notes |= dict.fromkeys(self.verifier.notes)
+        if self.verifier.refused:
+            raise PreconditionError(
+                f"{self.steps[0].pass_.name}: the model does not run with the inputs asked for "
+                f"({self.verifier.unable}); ask for sizes that it takes"
+            )
         if self.verifier.unable is not None:
             self.notes[f"not compared numerically: {self.verifier.unable}"] = None
             return
         # Each round takes out a pass, or switches off sites of one that is taken out if it is found again.
-        while (violation := self.verifier.violation(self.model)) is not None:
+        while self.steps[self.verified :] and (violation := self.verifier.violation(self.model)) is not None:
             self._bisect(self.verifier, violation)
         self.verified = len(self.steps)
         self.notes[f"exact passes compared with {self.compared_with} on {self.verifier.description}"] = None

@@ -17,6 +17,8 @@ GROUP = "graphopt.passes"
 
 PASSES: dict[str, str] = {
     "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
+    "fold-overridable": "graphopt.passes.fold_overridable:FoldOverridable",
+    "freeze-shapes": "graphopt.passes.freeze_shapes:FreezeShapes",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
     "inline-if": "graphopt.passes.inline_if:InlineIf",
     "inline-functions": "graphopt.passes.inline_functions:InlineFunctions",

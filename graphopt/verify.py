@@ -49,26 +49,31 @@ class Verifier:
 
     Feeds: the first real samples where there are any, and legal random ones, at a second batch size where the
     reference runs at it. ``unable`` says why no comparison is possible (custom operators, say), ``notes`` what had to
-    be left out.
+    be left out. ``narrowed`` is what the reference became where fewer inputs were asked for: feeds and interface are
+    its, and ``refused`` says that the reference runs, but on none of them.
     """
 
-    def __init__(self, reference: ir.Model, context: Context) -> None:
+    def __init__(self, reference: ir.Model, context: Context, narrowed: ir.Model | None = None) -> None:
+        facing = reference if narrowed is None else narrowed
         self.unable: str | None = None
+        self.refused = False
         self.notes: list[str] = []
         self.feeds: list[Feed] = []
         self.threads = context.threads
         try:
             plain = Session(reference, optimize=False, threads=context.threads)
-            self.feeds, self.description = _choose(reference, plain, context)
+            self.refused = narrowed is not None
+            self.feeds, self.description = _choose(facing, plain, context)
+            self.refused = False
             self._measure_noise(reference)
             self.expected = [plain.run(feed) for feed in self.feeds]
             self.excluded = unstable(plain, self.feeds[0])
         except (RuntimeFailure, InputError) as error:
             self.unable = str(error)
             return
-        self.signature = _interface(reference)
+        self.signature = _interface(facing)
         self._say_what_is_left_out()
-        self.overrides = _overrides(reference)
+        self.overrides = _overrides(facing)
         if self.overrides:
             changed = Session(_overridden(reference, self.overrides), optimize=False, threads=context.threads)
             self.expected_overridden = changed.run(self.feeds[0])

@@ -24,6 +24,7 @@ from graphopt.cli import _options
 @_options.images
 @_options.gates
 @_options.model
+@_options.asked
 @_options.running
 @_options.result
 def command(
