@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXACT_PASSES = (
     "fold-constants",
+    "fold-shapes",
     "inline-if",
     "eliminate-identities",
     "merge-reshapes",

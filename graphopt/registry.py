@@ -20,6 +20,7 @@ PASSES: dict[str, str] = {
     "fold-overridable": "graphopt.passes.fold_overridable:FoldOverridable",
     "freeze-shapes": "graphopt.passes.freeze_shapes:FreezeShapes",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
+    "fold-shapes": "graphopt.passes.fold_shapes:FoldShapes",
     "inline-if": "graphopt.passes.inline_if:InlineIf",
     "inline-functions": "graphopt.passes.inline_functions:InlineFunctions",
     "constants-to-initializers": "graphopt.passes.constants_to_initializers:ConstantsToInitializers",
