@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import attribute, bodies, constant, is_op, label, nodes, value_names
+from graphopt.passes._dims import product, quotient, weak
 from graphopt.passes._facts import Facts
 from graphopt.passes._rewire import OFF, remove
 from graphopt.passes._weights import add_constant, node_bytes, tensor_bytes
@@ -129,6 +130,11 @@ class _Finder:
         for axis, dim in enumerate(target.tolist()):
             copied = source is not None and axis < len(source) and dim is not None and source[axis] == dim
             made.append(dim if isinstance(dim, int) else 0 if copied else -1)
+            if isinstance(dim, int) or copied or weak(dim):
+                continue
+            rest = product(*(d for i, d in enumerate(target.tolist()) if i != axis))
+            if source is None or quotient(product(*source), rest) != dim:
+                return None  # what the dim is would not be known any more
         if made.count(-1) > 1 or (-1 in made and -1 not in target.tolist() and any(dim == 0 for dim in made)):
             return None
         return np.asarray(made, np.int64)
