@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import fresh, opset
+from graphopt.graph import STANDARD_DOMAINS, fresh, opset
 from graphopt.model import fingerprint, graphs, load, replace, to_proto
 from graphopt.session import one_line
 
@@ -20,7 +21,7 @@ class UpgradeOpset(Pass):
     """onnx's version converter, with what it loses put back: node order, doc strings, metadata, and the IR version.
 
     ``to`` is the lowest opset wanted; a model that is there already is left alone. Compared numerically with the
-    original like every exact pass.
+    original like every exact pass. Functions of the model's own are not converted: inline them first.
     """
 
     to: int = 13
@@ -31,6 +32,12 @@ class UpgradeOpset(Pass):
         newest = onnx.defs.onnx_opset_version()
         if not 1 <= self.to <= newest:
             raise PreconditionError(f"opset {self.to} is not known to onnx {onnx.__version__}; the newest is {newest}")
+        behind = [f for f in model.functions.values() if any(_version(f, d) < self.to for d in STANDARD_DOMAINS)]
+        if behind and opset(model) < self.to:
+            raise PreconditionError(
+                f"onnx's converter does not convert functions, and {len(behind)} of the model's ({behind[0].name}, "
+                "...) are for an earlier opset; run inline-functions first"
+            )
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         now = opset(model)
@@ -55,6 +62,10 @@ class UpgradeOpset(Pass):
         if fingerprint(model) == before:
             return PassResult(skipped=[Skip("(graph)", "the converter changed nothing")])
         return PassResult(changes=[Change("upgrade", "(graph)", f"opset {now} -> {self.to}")])
+
+
+def _version(function: ir.Function, domain: str) -> int:
+    return function.opset_imports.get(domain, sys.maxsize)
 
 
 def _restore(converted: onnx.ModelProto, original: onnx.ModelProto) -> None:
