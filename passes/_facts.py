@@ -187,6 +187,13 @@ def _tiled(node: ir.Node, data: Data) -> Shape | None:
     return tuple(product(d, r) for d, r in zip(source, repeats.tolist(), strict=True))
 
 
+def _resized(node: ir.Node, data: Data) -> Shape | None:
+    if attribute(node, "axes", None) is not None or attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        return None
+    sizes = data.of(node.inputs[3]) if len(node.inputs) > 3 else None
+    return tuple(sizes.tolist()) if sizes is not None and sizes.ndim == 1 else None
+
+
 def _listed(node: ir.Node, data: Data) -> Shape | None:
     shape = data.of(node.inputs[0])
     return tuple(shape.tolist()) if shape is not None and shape.ndim == 1 else None
@@ -197,6 +204,7 @@ _SHAPED: dict[str, Callable[[ir.Node, Data], Shape | None]] = {
     "Expand": _expanded,
     "Slice": _cut,
     "Tile": _tiled,
+    "Resize": _resized,
     "ConstantOfShape": _listed,
 }
 """Operators whose result's shape hangs on data."""
