@@ -21,6 +21,7 @@ EXACT_PASSES = (
     "inline-if",
     "eliminate-identities",
     "merge-reshapes",
+    "merge-slices",
     "fold-qdq-weights",
     "fuse-batchnorm",
     "fuse-into-conv",

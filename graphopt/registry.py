@@ -27,6 +27,7 @@ PASSES: dict[str, str] = {
     "fold-qdq-weights": "graphopt.passes.fold_qdq_weights:FoldQdqWeights",
     "eliminate-identities": "graphopt.passes.eliminate_identities:EliminateIdentities",
     "merge-reshapes": "graphopt.passes.merge_reshapes:MergeReshapes",
+    "merge-slices": "graphopt.passes.merge_slices:MergeSlices",
     "eliminate-duplicates": "graphopt.passes.eliminate_duplicates:EliminateDuplicates",
     "fuse-batchnorm": "graphopt.passes.fuse_batchnorm:FuseBatchnorm",
     "fuse-into-conv": "graphopt.passes.fuse_into_conv:FuseIntoConv",
