@@ -227,19 +227,14 @@ def make(
     check_gates(options)
     metric = as_metric(options.metric)
     model, given = read_source(source, options)
-    report: dict[str, Any] = {
+    report = {
         **versions(verb, vars(options)),
         "input": about(model, given if named is None else named),
-        "output": None,
-        "data": None,
-        "eval_data": None,
-        "ledger": [],
-        "sensitivity": None,
+        **dict.fromkeys(("output", "data", "eval_data", "sensitivity", "reproducer", "error")),
         **Verdict().as_dict(),
+        "ledger": [],
         "notes": [],
-        "reproducer": None,
         "exit_code": 0,
-        "error": None,
     }
     first = requested(model, options)
     pipeline, must = [*first, *pipeline], [*must, *(p.name for p in first if p.name == "upgrade-opset")]
