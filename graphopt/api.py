@@ -29,14 +29,14 @@ from graphopt.pipeline import (
     Result,
     as_metric,
     check_gates,
-    exact_passes,
     load_samples,
     make,
     merge_options,
-    prepare,
     read_source,
+    requested,
     with_report,
 )
+from graphopt.presets import exact_passes, prepare
 from graphopt.ranking import sensitivity
 from graphopt.recipe import Recipe, chosen, read
 from graphopt.registry import create
@@ -121,7 +121,7 @@ def quantize(
     if why is not None:
         raise InputError(f"static quantization has to run the model and cannot: {why}; try --mode dynamic, or optimize")
     pipeline = [*prepare(loaded, merged.target), create(f"quantize-{mode}", settings)]
-    return make(loaded, pipeline, merged, verb="quantize", named=source, must=f"quantize-{mode}")
+    return make(loaded, pipeline, merged, verb="quantize", named=source, must=[f"quantize-{mode}"])
 
 
 def _quantization(
@@ -160,7 +160,8 @@ def plan_quantization(
     settings = _quantization(mode, observer, weights, exclude, include)
     merged.settings = {"mode": mode, **settings}
     loaded, source = read_source(model, merged)
-    prepared = PassManager(prepare(loaded, merged.target), verify="off").run(loaded).model
+    pipeline = [*requested(loaded, merged), *prepare(loaded, merged.target)]
+    prepared = PassManager(pipeline, verify="off").run(loaded).model
     quantizer = create(f"quantize-{mode}", settings)
     quantizer.check(prepared)
     if mode == "static":
@@ -207,7 +208,7 @@ def run(recipe: str | Path | Recipe, **options: Any) -> Result:
     merged = merge_options(options, given)
     merged.settings = {"recipe": recipe}
     working = [p.name for p in flatten(given.passes) if p.name.startswith("quantize-")]
-    result = make(given.model, given.passes, merged, verb="run", must=working[0] if working else None)
+    result = make(given.model, given.passes, merged, verb="run", must=working[:1])
     if given.output is not None:
         result.save(given.output)
     return result

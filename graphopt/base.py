@@ -67,6 +67,7 @@ class Context:
     """What the manager offers a pass. The model itself is the pass's to edit; everything here is to be read."""
 
     original: ir.Model
+    """The model as it came, with the interface asked for (see :attr:`Pass.narrows`)."""
     data: Dataset | None = None
     eval_data: Dataset | None = None
     target: str = "ort-cpu"
@@ -111,6 +112,9 @@ class Pass:
 
     name: ClassVar[str]
     contract: ClassVar[Contract]
+    narrows: ClassVar[bool] = False
+    """Whether it takes a freedom from the caller, who asked for that: fewer inputs, or inputs of fewer shapes. Its
+    outputs are the same wherever the result takes the input; where it cannot be done, that is an error."""
 
     def check(self, model: ir.Model) -> None:
         """Raise PreconditionError, naming node and remedy, if the pass cannot work on this graph."""

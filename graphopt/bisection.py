@@ -12,9 +12,11 @@ import numpy as np
 
 from graphopt.base import Context, Pipeline, flatten
 from graphopt.errors import InputError, NothingDone
-from graphopt.manager import Guilt, LedgerEntry, PassManager
+from graphopt.ledger import Guilt, LedgerEntry
+from graphopt.manager import PassManager
 from graphopt.model import ModelLike, to_proto
-from graphopt.pipeline import Options, exact_passes, make_context, merge_options, read_source
+from graphopt.pipeline import Options, make_context, merge_options, read_source
+from graphopt.presets import exact_passes
 from graphopt.recipe import Recipe, chosen
 from graphopt.report.document import about, versions
 from graphopt.search.minimal import Piece, Suspect, first_divergence, smallest

@@ -75,7 +75,9 @@ def judge(
     seconds: float = 2.0,
     approximate: bool = True,
 ) -> Verdict:
-    """Compare, measure, time and gate. ``sizes``: (original, candidate) file bytes.
+    """Compare, measure, time and gate, on inputs that ``context.original`` takes, as the candidate does.
+
+    ``sizes``: (original, candidate) file bytes.
 
     Where the original does not run here (custom operators), or on no random inputs where there is no data, nothing is
     compared, and the notes say so.
@@ -93,10 +95,10 @@ def judge(
         return verdict
     after = Session(candidate, threads=context.threads)
     dataset = context.eval_data or context.data
-    inputs, _ = interface(original)
+    inputs, _ = interface(context.original)
     if dataset is None:
         try:
-            feeds = runnable_feeds(original, before, 2, seed=context.seed)
+            feeds = runnable_feeds(context.original, before, 2, seed=context.seed)
         except (RuntimeFailure, InputError) as error:  # it takes no random inputs
             verdict.notes.append(f"nothing was compared or timed: {error}")
             _gate(verdict, gates, sizes)
@@ -104,7 +106,7 @@ def judge(
         verdict.comparison = compare_sessions(before, after, feeds)
         verdict.notes.append("compared on random inputs only; give --data for real ones")
     else:
-        verdict.comparison, verdict.metric = _on_data(before, after, dataset, original, metric, context)
+        verdict.comparison, verdict.metric = _on_data(before, after, dataset, metric, context)
         feeds = [to_feeds(sample, inputs) for sample in dataset.take(_TIMED_SAMPLES)]
     verdict.notes.extend(verdict.comparison.notes)
     if approximate and sizes[1] >= sizes[0] > 1:
@@ -125,9 +127,9 @@ def judge(
 
 
 def _on_data(
-    before: Session, after: Session, dataset: Dataset, original: ir.Model, metric: Metric | None, context: Context
+    before: Session, after: Session, dataset: Dataset, metric: Metric | None, context: Context
 ) -> tuple[Comparison, MetricResult | None]:
-    inputs, _ = interface(original)
+    inputs, _ = interface(context.original)
     total = len(dataset)
     if metric is None:
         return compare_sessions(before, after, (to_feeds(s, inputs) for s in dataset)), None

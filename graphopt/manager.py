@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.base import VERIFY as VERIFY
 from graphopt.base import Change, Context, Pass, PassResult, Pipeline, Repeat, Skip
 from graphopt.errors import ExitCode, GraphoptError, PreconditionError
 from graphopt.graph import nodes
+from graphopt.ledger import Guilt, LedgerEntry, RunResult
 from graphopt.model import clone, fingerprint, weight_bytes
 from graphopt.structure import check_model
 from graphopt.user_code import one_line
@@ -21,84 +21,9 @@ from graphopt.verify import Verifier, Violation, outline, write_reproducer
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.verify import Feed
 
 MAX_GUILTY_SITES = 8
 """More bad rewrites than that are not a few bad sites but a bad pass, which is reverted whole."""
-
-
-@dataclass(frozen=True)
-class Guilt:
-    """What a failed verification was traced to; ``graphopt bisect`` goes on from here."""
-
-    pass_: Pass
-    before: ir.Model
-    """The model that the pass was given; its weights are shared with the original."""
-    sites: tuple[str, ...]
-    """The rewrites to blame; none: the pass as a whole."""
-    rewrites: tuple[str, ...]
-    """All that it made."""
-    violation: Violation
-    feed: Feed | None
-    """The inputs that show it; None: none are needed (it crashed, broke the graph, changed the interface)."""
-
-
-@dataclass
-class LedgerEntry:
-    """What became of one pass."""
-
-    name: str
-    options: dict[str, Any]
-    contract: str
-    status: str = "unchanged"  # changed | unchanged | skipped | reverted | partly reverted
-    changes: list[Change] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    reason: str | None = None
-    seconds: float = 0.0
-    nodes: tuple[int, int] = (0, 0)
-    weight_bytes: tuple[int, int] = (0, 0)
-    reproducer: Path | None = None
-    guilt: Guilt | None = None
-    """Of a pass that was undone, the first time."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """As the report prints it."""
-        return {
-            "pass": self.name,
-            "options": self.options,
-            "contract": self.contract,
-            "status": self.status,
-            "reason": self.reason,
-            "seconds": round(self.seconds, 4),
-            "nodes": list(self.nodes),
-            "weight_bytes": list(self.weight_bytes),
-            "changes": [vars(c) for c in self.changes],
-            "skipped": [vars(s) for s in self.skipped],
-            "metrics": self.metrics,
-            "reproducer": str(self.reproducer) if self.reproducer else None,
-        }
-
-
-@dataclass
-class RunResult:
-    """The model a pipeline ended with, and how it got there."""
-
-    model: ir.Model
-    ledger: list[LedgerEntry]
-    notes: list[str]
-    exact: ir.Model | None = None
-    """The model as the first approximate pass found it; None where none changed anything."""
-
-    @property
-    def reverted(self) -> list[LedgerEntry]:
-        """The passes that were undone, wholly or in part."""
-        return [e for e in self.ledger if "reverted" in e.status]
-
-    @property
-    def reproducer(self) -> Path | None:
-        """The folder that shows the first pass that was undone."""
-        return next((e.reproducer for e in self.ledger if e.reproducer), None)
 
 
 @dataclass
@@ -134,8 +59,9 @@ class PassManager:
 
     ``verify``: ``end`` compares numerically once after each run of exact passes (before the next approximate one, and
     at the end), ``each`` after every exact pass, ``off`` never. A violation is bisected to the pass and, where the pass
-    asks ``context.allows``, to the rewrites; only those are reverted, and what followed is run again. Approximate
-    passes are judged by gates, not here. ``raise_preconditions`` names the passes (or True: all) whose failed
+    asks ``context.allows``, to the rewrites; only those are reverted, and what followed is run again. A pass that
+    narrows the interface is a segment of its own, compared on what its result takes. Approximate passes are judged by
+    gates, not here. ``raise_preconditions`` names the passes (or True: all) whose failed
     precondition is an error instead of a skip.
     """
 
@@ -199,7 +125,7 @@ class _Run:
         if repeated and pass_ in self.idle:
             return False
         exact = pass_.contract == "exact"
-        if not exact:
+        if not exact or pass_.narrows:
             self.close()
         entry = LedgerEntry(str(getattr(pass_, "use", pass_.name)), pass_.options(), pass_.contract)
         self.ledger.append(entry)
@@ -207,8 +133,11 @@ class _Run:
             entry.status, entry.reason = "skipped", "it was reverted earlier in this run"
             return False
         wanted = self.raise_preconditions
-        self._step(pass_, entry, raising=wanted if isinstance(wanted, bool) else pass_.name in wanted)
-        if exact and self.mode == "each":
+        raising = wanted if isinstance(wanted, bool) else pass_.name in wanted
+        self._step(pass_, entry, raising=raising or pass_.narrows)
+        if pass_.narrows:
+            self.close()
+        elif exact and self.mode == "each":
             self._hold()
         if not exact and entry.changes:
             self.compared_with = "the model before them"
@@ -280,13 +209,19 @@ class _Run:
         if self.mode == "off" or self.verified == len(self.steps):
             return
         if self.verifier is None:
-            self.verifier = Verifier(self.steps[0].before, self.context)
+            narrowed = self.model if self.steps[0].pass_.narrows else None
+            self.verifier = Verifier(self.steps[0].before, self.context, narrowed)
             self.notes |= dict.fromkeys(self.verifier.notes)
+        if self.verifier.refused:
+            raise PreconditionError(
+                f"{self.steps[0].pass_.name}: the model does not run with the inputs asked for "
+                f"({self.verifier.unable}); ask for sizes that it takes"
+            )
         if self.verifier.unable is not None:
             self.notes[f"not compared numerically: {self.verifier.unable}"] = None
             return
         # Each round takes out a pass, or switches off sites of one that is taken out if it is found again.
-        while (violation := self.verifier.violation(self.model)) is not None:
+        while self.steps[self.verified :] and (violation := self.verifier.violation(self.model)) is not None:
             self._bisect(self.verifier, violation)
         self.verified = len(self.steps)
         self.notes[f"exact passes compared with {self.compared_with} on {self.verifier.description}"] = None

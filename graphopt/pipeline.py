@@ -5,21 +5,21 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
-from graphopt.base import Context, Gates, Pipeline, Progress, Repeat
+from graphopt.base import Context, Gates, Pass, Pipeline, Progress, flatten
 from graphopt.errors import GateFailed, GraphoptError, InputError, ModelError, NothingDone
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
-from graphopt.graph import opset
 from graphopt.judge import Verdict, judge
-from graphopt.manager import VERIFY, PassManager, RunResult
+from graphopt.ledger import RunResult
+from graphopt.manager import VERIFY, PassManager
 from graphopt.model import ModelLike, interface, load, to_proto
+from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
-from graphopt.registry import create
 from graphopt.report.document import about, file_sha256, versions
 from graphopt.search.budget import keep_to_budget
 from graphopt.statistics import Statistics, channel_means, collect
@@ -35,24 +35,6 @@ if TYPE_CHECKING:
     from graphopt.data import Dataset
     from graphopt.model import ValueSpec
 
-
-EXACT_PASSES = (
-    "fold-constants",
-    "inline-if",
-    "eliminate-identities",
-    "merge-reshapes",
-    "fold-qdq-weights",
-    "fuse-batchnorm",
-    "fuse-into-conv",
-    "matmul-to-gemm",
-    "eliminate-duplicates",
-    "constants-to-initializers",
-    "deduplicate-weights",
-    "remove-unused",
-)
-"""Our own exact passes, in the order in which each leaves work for the next."""
-
-_ROUNDS = 4
 
 _MEAN_SAMPLES = 32  # calibration samples that the means per channel are taken over: means settle fast
 
@@ -76,6 +58,10 @@ class Options:
     time: float = 2.0
     search: bool = True
     strict: bool = False
+    opset: int | None = None
+    dims: Sequence[str] = ()
+    input_shapes: Sequence[str] = ()
+    fold_overridable: bool = False
     progress: Progress | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What else the verb was given; only the report uses it."""
@@ -137,10 +123,13 @@ def _check(options: Options) -> None:
     Raises:
         InputError: naming the option as the command line spells it.
     """
-    for name, least in (("seed", 0), ("samples", 1), ("threads", 1)):
+    for name, least in (("seed", 0), ("samples", 1), ("threads", 1), ("opset", 1)):
         value = getattr(options, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise InputError(f"--{name} is {value!r}; it must be a whole number from {least}")
+    for name, texts in (("dim", options.dims), ("input-shape", options.input_shapes)):
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"--{name} is {texts!r}; give a list of texts, as on the command line")
     gates = options.gates
     for name, number in (("time", options.time), ("min-sqnr", gates.min_sqnr), ("min-speedup", gates.min_speedup)):
         if number is None:
@@ -230,41 +219,37 @@ def make(
     options: Options,
     *,
     verb: str,
-    must: str | None = None,
+    must: Collection[str] = (),
     named: ModelLike | None = None,
 ) -> Result:
     """The one road every model takes: load, data, passes, judging, gates, report.
 
-    ``must`` names the pass that has to change something. ``named``: what to call the source where it is loaded already.
+    ``must`` names the passes that have to change something. ``named``: what to call the source where it is loaded
+    already.
     """
     check_gates(options)
     metric = as_metric(options.metric)
     model, given = read_source(source, options)
-    report: dict[str, Any] = {
+    report = {
         **versions(verb, vars(options)),
         "input": about(model, given if named is None else named),
-        "output": None,
-        "data": None,
-        "eval_data": None,
-        "ledger": [],
-        "sensitivity": None,
+        **dict.fromkeys(("output", "data", "eval_data", "sensitivity", "reproducer", "error")),
         **Verdict().as_dict(),
+        "ledger": [],
         "notes": [],
-        "reproducer": None,
         "exit_code": 0,
-        "error": None,
     }
-    context = make_context(model, options, report)
+    first = requested(model, options)
+    pipeline, must = [*first, *pipeline], [*must, *(p.name for p in first if p.name == "upgrade-opset")]
+    context = make_context(facing(model, pipeline), options, report)
     context.progress(0, None, "running the passes")
-    result = PassManager(pipeline, verify=options.verify, raise_preconditions=(must,) if must else False).run(
-        model, context
-    )
+    result = PassManager(pipeline, verify=options.verify, raise_preconditions=must).run(model, context)
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
-    _nothing_done(result, must, report)
+    _nothing_done(result, pipeline, must, report)
     if options.search:
         report["sensitivity"] = keep_to_budget(result, pipeline, model, context, options.gates, metric)
         report["ledger"] = [entry.as_dict() for entry in result.ledger]
-    report["notes"] += result.notes
+    report["notes"] += _narrowed(result, pipeline) + result.notes
     report["output"] = about(result.model, None)
     approximate = any(e.contract == "approximate" and e.changes for e in result.ledger)
     context.progress(0, None, "comparing with the original")
@@ -283,6 +268,17 @@ def make(
     report["reproducer"] = str(result.reproducer) if result.reproducer else None
     _hold(verdict, result, options, report)
     return Result(result.model, report, model)
+
+
+def requested(model: ir.Model, options: Options) -> list[Pass]:
+    """The passes behind ``opset``, ``dims``, ``input_shapes`` and ``fold_overridable``; see :func:`asked`."""
+    return asked(
+        model,
+        to_opset=options.opset,
+        dims=options.dims,
+        input_shapes=options.input_shapes,
+        fold_overridable=options.fold_overridable,
+    )
 
 
 def make_context(model: ir.Model, options: Options, report: dict[str, Any]) -> Context:
@@ -343,15 +339,27 @@ class _Feeds:
             yield data_module.feeds(sample, self.inputs, name=self.dataset.sample_name(index))
 
 
-def _nothing_done(result: RunResult, must: str | None, report: dict[str, Any]) -> None:
-    if must is None:
-        return
-    entry = next(e for e in result.ledger if e.name == must)
-    if entry.changes:
-        return
-    reasons = list(dict.fromkeys(s.reason for s in entry.skipped)) or [entry.reason or "no reason was given"]
-    shown = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
-    raise with_report(NothingDone(f"{must} changed nothing: {shown}; nothing was written"), report)
+def _nothing_done(result: RunResult, pipeline: Pipeline, must: Collection[str], report: dict[str, Any]) -> None:
+    """Raise where a pass did not do what the user asked it for."""
+    narrowing = {step.name for step in flatten(pipeline) if step.narrows}
+    for name in dict.fromkeys((*narrowing, *must)):
+        entry = next(e for e in result.ledger if e.name == name)
+        if entry.changes or (name not in must and entry.status != "reverted"):
+            continue
+        reasons = list(dict.fromkeys(s.reason for s in entry.skipped)) or [entry.reason or "no reason was given"]
+        shown = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
+        raise with_report(NothingDone(f"{name} changed nothing: {shown}; nothing was written"), report)
+
+
+def _narrowed(result: RunResult, pipeline: Pipeline) -> list[str]:
+    """What the result does not take any more, or why it still does: a note for each pass that was asked."""
+    names = {step.name for step in flatten(pipeline) if step.narrows}
+    found: list[str] = []
+    for entry in (e for e in result.ledger if e.name in names):
+        told = [f"{c.site} {c.detail}" for c in entry.changes] or [f"nothing, {s.reason}" for s in entry.skipped]
+        more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
+        found.append(f"{entry.name}, as asked: {'; '.join(told[:4])}{more}")
+    return found
 
 
 def _hold(verdict: Verdict, result: RunResult, options: Options, report: dict[str, Any]) -> None:
@@ -376,18 +384,3 @@ def _merge_notes(notes: list[str], more: list[str]) -> None:
         _, _, reason = note.partition(": ")
         notes[:] = [n for n in notes if not reason or not n.endswith(reason)]
         notes.append(note)
-
-
-def exact_passes() -> Pipeline:
-    """What ``optimize`` runs without a recipe: our own passes until they find nothing, onnxsim for what is left, and
-    ours again where that opened something up."""
-    ours = Repeat(tuple(create(name, {}) for name in EXACT_PASSES), _ROUNDS)
-    return [ours, create("simplify", {}), ours]
-
-
-def prepare(model: ir.Model, target: str) -> Pipeline:
-    """What runs before quantization: an operator set the target can quantize in, and the exact passes."""
-    wanted = get_target(target).opset
-    upgrade = [create("upgrade-opset", {"to": wanted})] if 0 < opset(model) < wanted else []
-    inline = [create("inline-functions", {})] if model.functions else []  # layers in functions are layers all the same
-    return [*inline, *upgrade, *exact_passes()]  # onnx's converter does not reach into functions

@@ -11,7 +11,8 @@ from graphopt.errors import InputError, NothingDone
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike
 from graphopt.passes.quantize_static import QuantizeStatic
-from graphopt.pipeline import make_context, merge_options, prepare, read_source
+from graphopt.pipeline import make_context, merge_options, read_source
+from graphopt.presets import prepare
 from graphopt.report.document import about, versions
 from graphopt.search.sensitivity import LayerDamage
 from graphopt.search.sensitivity import sensitivity as measure

@@ -17,13 +17,17 @@ GROUP = "graphopt.passes"
 
 PASSES: dict[str, str] = {
     "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
+    "fold-overridable": "graphopt.passes.fold_overridable:FoldOverridable",
+    "freeze-shapes": "graphopt.passes.freeze_shapes:FreezeShapes",
     "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
+    "fold-shapes": "graphopt.passes.fold_shapes:FoldShapes",
     "inline-if": "graphopt.passes.inline_if:InlineIf",
     "inline-functions": "graphopt.passes.inline_functions:InlineFunctions",
     "constants-to-initializers": "graphopt.passes.constants_to_initializers:ConstantsToInitializers",
     "fold-qdq-weights": "graphopt.passes.fold_qdq_weights:FoldQdqWeights",
     "eliminate-identities": "graphopt.passes.eliminate_identities:EliminateIdentities",
     "merge-reshapes": "graphopt.passes.merge_reshapes:MergeReshapes",
+    "merge-slices": "graphopt.passes.merge_slices:MergeSlices",
     "eliminate-duplicates": "graphopt.passes.eliminate_duplicates:EliminateDuplicates",
     "fuse-batchnorm": "graphopt.passes.fuse_batchnorm:FuseBatchnorm",
     "fuse-into-conv": "graphopt.passes.fuse_into_conv:FuseIntoConv",

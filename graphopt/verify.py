@@ -62,27 +62,39 @@ class Verifier:
 
     Feeds: the first real samples where there are any, and legal random ones, at a second batch size where the
     reference runs at it; or those given. ``unable`` says why no comparison is possible (custom operators, say),
-    ``notes`` what had to be left out.
+    ``notes`` what had to be left out. ``narrowed`` is what the reference became where fewer inputs were asked for:
+    feeds and interface are its, and ``refused`` says that the reference runs, but on none of them.
     """
 
-    def __init__(self, reference: ir.Model, context: Context, feeds: list[Feed] | None = None) -> None:
+    def __init__(
+        self,
+        reference: ir.Model,
+        context: Context,
+        narrowed: ir.Model | None = None,
+        *,
+        feeds: list[Feed] | None = None,
+    ) -> None:
+        facing = reference if narrowed is None else narrowed
         self.unable: str | None = None
+        self.refused = False
         self.notes: list[str] = []
         self.feeds: list[Feed] = []
         self.noise: list[dict[str, float]] = []
         self.threads = context.threads
         try:
             plain = Session(reference, optimize=False, threads=context.threads)
-            chosen = _choose(reference, plain, context) if feeds is None else _Chosen(feeds, [], ["the inputs given"])
+            self.refused = narrowed is not None
+            chosen = _choose(facing, plain, context) if feeds is None else _Chosen(feeds, [], ["the inputs given"])
+            self.refused = False
             self._measure_noise(reference, chosen, plain)
             self.expected = [plain.run(feed) for feed in self.feeds]
             self.excluded = unstable(plain, self.feeds[0])
         except (RuntimeFailure, InputError) as error:
             self.unable = str(error)
             return
-        self.signature = _interface(reference)
+        self.signature = _interface(facing)
         self._say_what_is_left_out()
-        self._override(reference)
+        self._override(reference, facing)
 
     def _measure_noise(self, reference: ir.Model, chosen: _Chosen, plain: Session) -> None:
         """Noise per feed and output; feeds on which the reference itself is undecided are left out where it can be.
@@ -106,10 +118,10 @@ class Verifier:
                 words.append(word)
         self.description = ", ".join(words)
 
-    def _override(self, reference: ir.Model) -> None:
+    def _override(self, reference: ir.Model, facing: ir.Model) -> None:
         """What the reference computes where a caller overrides its initializers: all of them, or those in float."""
         for kinds in ("fiub", "f"):
-            self.overrides = _overrides(reference, kinds)
+            self.overrides = _overrides(facing, kinds)
             if not self.overrides:
                 continue
             try:

@@ -51,3 +51,22 @@ def drop_unread(*values: ir.Value | None) -> None:
             assert producer is not None
             if producer.graph is not None:
                 producer.graph.remove([producer], safe=True)
+
+
+def node_bytes(node: ir.Node) -> int:
+    """What a node takes in the file. Attributes are counted too: a value in one is gone with the node."""
+    size = int(ir.to_proto(node).ByteSize())
+    return size + 1 + varint(size)
+
+
+def tensor_bytes(array: NDArray[Any], name: str) -> int:
+    """What an initializer takes in the file: protobuf's tags and lengths around dims, type, name and data."""
+    text = len(name.encode())
+    content = sum(1 + varint(dim) for dim in array.shape) + 2
+    content += 1 + varint(text) + text + 1 + varint(array.nbytes) + array.nbytes
+    return content + 1 + varint(content)
+
+
+def varint(number: int) -> int:
+    """Bytes that protobuf writes a number in."""
+    return max(1, -(-number.bit_length() // 7))

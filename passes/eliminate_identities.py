@@ -101,6 +101,7 @@ class _Judge:
             "Slice": self._slice,
             "Pad": self._pad,
             "Tile": self._tile,
+            **dict.fromkeys(("Resize", "Upsample"), self._resize),
             **dict.fromkeys(("Concat", "Sum", "Max", "Min"), self._single),
             **dict.fromkeys(("Reshape", "Flatten", "Expand"), same),
             **dict.fromkeys(("Squeeze", "Unsqueeze"), self._by_rank),
@@ -209,8 +210,25 @@ class _Judge:
             return None
         repeats = constant_array(node.inputs[1])
         if repeats is None:
-            return "how often it repeats is not constant"
+            return self._by_shape(node)
         return node.inputs[0] if (repeats == 1).all() else None
+
+    def _resize(self, node: ir.Node) -> Verdict:
+        """Nothing moves where every scale is 1: positions and weights are whole numbers then."""
+        if self.version < 7 or attribute(node, "antialias", 0):
+            return None
+        if attribute(node, "coordinate_transformation_mode", b"") in ("tf_crop_and_resize", b"tf_crop_and_resize"):
+            return None
+        if node.op_type == "Upsample" and self.version < 9:
+            scales: Any = attribute(node, "scales", [0])
+        else:
+            at = 1 if node.op_type == "Upsample" or self.version < 11 else 2
+            if len(node.inputs) > 3 and node.inputs[3] is not None:
+                return self._by_shape(node)
+            scales = constant_array(node.inputs[at]) if len(node.inputs) > at else None
+        if scales is None:
+            return "its scales are not constant"
+        return node.inputs[0] if len(scales) and all(scale == 1 for scale in scales) else None
 
     def _single(self, node: ir.Node) -> Verdict:
         return node.inputs[0] if len(node.inputs) == 1 else None

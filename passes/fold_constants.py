@@ -15,7 +15,7 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import RuntimeFailure
 from graphopt.graph import STANDARD_DOMAINS, bodies, constant, label, value_names
 from graphopt.model import to_proto
-from graphopt.passes._weights import add_constant, add_constant_node, drop_unread
+from graphopt.passes._weights import add_constant, add_constant_node, drop_unread, node_bytes, tensor_bytes, varint
 from graphopt.session import Session
 from graphopt.validation import RANDOM_OPS
 
@@ -229,7 +229,7 @@ class _Budget:
         self.order = foldable
         self.chosen = set(foldable)
         self.values = values
-        self.net = {node: self._stored(node) - self._freed(node) - _node_bytes(node) for node in foldable}
+        self.net = {node: self._stored(node) - self._freed(node) - node_bytes(node) for node in foldable}
         self.growth = sum(self.net.values())
 
     def settle(self) -> tuple[list[ir.Node], dict[ir.Node, int]]:
@@ -247,7 +247,7 @@ class _Budget:
             self.chosen.discard(node)
             self.growth -= self.net[node]
             for neighbour in self._neighbours(node):
-                fresh_net = self._stored(neighbour) - self._freed(neighbour) - _node_bytes(neighbour)
+                fresh_net = self._stored(neighbour) - self._freed(neighbour) - node_bytes(neighbour)
                 self.growth += fresh_net - self.net[neighbour]
                 self.net[neighbour] = fresh_net
                 heapq.heappush(heap, (-fresh_net, place[neighbour]))
@@ -270,7 +270,7 @@ class _Budget:
         total = 0
         for value in node.outputs:
             if value.name and _read_outside(value, self.chosen):
-                total += _tensor_bytes(self.values[value], value.name)
+                total += tensor_bytes(self.values[value], value.name)
                 if value.is_graph_output() or self.ir_version < 4:
                     total += 36 + len(value.name.encode()) + len((node.name or "").encode())  # a Constant node
         return total
@@ -297,32 +297,14 @@ def _read_outside(value: ir.Value, inside: set[ir.Node]) -> bool:
     return value.is_graph_output() or any(use.node not in inside for use in value.uses())
 
 
-def _node_bytes(node: ir.Node) -> int:
-    """What a node takes in the file. Attributes are counted too: a value in one is gone with the node."""
-    size = int(ir.to_proto(node).ByteSize())
-    return size + 1 + _varint(size)
-
-
-def _tensor_bytes(array: NDArray[Any], name: str) -> int:
-    """What an initializer takes in the file: protobuf's tags and lengths around dims, type, name and data."""
-    text = len(name.encode())
-    content = sum(1 + _varint(dim) for dim in array.shape) + 2
-    content += 1 + _varint(text) + text + 1 + _varint(array.nbytes) + array.nbytes
-    return content + 1 + _varint(content)
-
-
-def _varint(number: int) -> int:
-    return max(1, -(-number.bit_length() // 7))
-
-
 def _constant_bytes(value: ir.Value) -> int:
     """What a constant takes in the file, at least."""
     producer = value.producer()
     if producer is not None:
-        return _node_bytes(producer)
+        return node_bytes(producer)
     tensor = value.const_value
     if isinstance(tensor, ir.TensorProtoTensor):  # integers may be stored in fewer bytes than they have
-        return int(tensor.raw.ByteSize()) + 1 + _varint(tensor.raw.ByteSize())
+        return int(tensor.raw.ByteSize()) + 1 + varint(tensor.raw.ByteSize())
     return int(tensor.nbytes) if tensor is not None else 0
 
 

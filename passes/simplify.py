@@ -104,10 +104,13 @@ def _worse(model: ir.Model, candidate: ir.Model) -> str | None:
         return "it changed the inputs or outputs"
     if dict(candidate.opset_imports) != dict(model.opset_imports):
         return "it changed the opset"
-    overridable = [v.name for v in model.graph.inputs if v.name in model.graph.initializers]
-    if any(name not in candidate.graph.initializers for name in overridable):
-        return "it dropped initializers that can be overridden"
+    if _overridable(candidate) != _overridable(model):
+        return "it dropped initializers that can be overridden, or took them out of the inputs"
     return None
+
+
+def _overridable(model: ir.Model) -> set[str | None]:
+    return {v.name for v in model.graph.inputs if v.name in model.graph.initializers}
 
 
 def _restore(proto: onnx.ModelProto, original: onnx.ModelProto) -> None:

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt import recipe
 from graphopt.errors import InputError, ModelError
 from graphopt.foreign import ForeignPass, foreign, kind_of, resolve
-from graphopt.manager import PassManager, RunResult
+from graphopt.ledger import RunResult
+from graphopt.manager import PassManager
 from graphopt.model import fingerprint, load, to_proto
 
 ROOT = Path(__file__).resolve().parent.parent

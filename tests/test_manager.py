@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt import recipe, verify
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Repeat, Skip
 from graphopt.errors import DataError, InputError, PreconditionError
-from graphopt.manager import MAX_GUILTY_SITES, LedgerEntry, PassManager, first_true
+from graphopt.ledger import LedgerEntry
+from graphopt.manager import MAX_GUILTY_SITES, PassManager, first_true
 from graphopt.model import fingerprint, load, to_proto
 from graphopt.passes.remove_unused import RemoveUnused
 

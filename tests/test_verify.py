@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult
 from graphopt.data import load_data
-from graphopt.manager import PassManager, RunResult
+from graphopt.ledger import RunResult
+from graphopt.manager import PassManager
 from graphopt.model import clone, interface, load
 from graphopt.registry import create
 from graphopt.verify import Verifier, outline

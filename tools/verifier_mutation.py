@@ -25,7 +25,8 @@ from mutations import MUTATIONS
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult
 from graphopt.graph import nodes
-from graphopt.manager import PassManager, RunResult
+from graphopt.ledger import RunResult
+from graphopt.manager import PassManager
 from graphopt.model import load
 from graphopt.pipeline import EXACT_PASSES
 from graphopt.registry import create

@@ -194,6 +194,27 @@ model = _stack(
     ),
 )
 
+asked = _stack(
+    section("Changes to the model's interface, on request"),
+    click.option(
+        "--dim", "dims", multiple=True, metavar="NAME=N", help="Give a symbolic dim a size: batch=1 (repeatable)."
+    ),
+    click.option(
+        "--input-shape",
+        "input_shapes",
+        multiple=True,
+        metavar="NAME:SHAPE",
+        help="Give an input a shape: image:1,3,224,224; '?' stays dynamic (repeatable).",
+    ),
+    click.option(
+        "--fold-overridable",
+        is_flag=True,
+        help="Initializers that are inputs too become constants.",
+    ),
+    click.option("--opset", type=click.IntRange(min=1), metavar="N", help="Raise the operator set to N."),
+)
+"""Of a verb whose result may take less than its model did; without them the interface stays as it is."""
+
 running = _stack(
     section("Running"),
     click.option(

@@ -35,6 +35,7 @@ from graphopt.cli import _complete, _options
 @_options.images
 @_options.gates
 @_options.model
+@_options.asked
 @_options.running
 @_options.result
 def command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.base import Context, Gates, PassResult, Pipeline, Skip, flatten
 from graphopt.errors import RuntimeFailure
 from graphopt.judge import judge
-from graphopt.manager import RunResult
+from graphopt.ledger import RunResult
 from graphopt.model import clone
 from graphopt.passes.quantize_static import QuantizeStatic
 from graphopt.search.sensitivity import CachedSweep, LayerDamage, escaped, sensitivity

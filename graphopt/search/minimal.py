@@ -18,7 +18,8 @@ from graphopt.divergence import Layer, Tolerances, first_past
 from graphopt.errors import GraphoptError, PreconditionError
 from graphopt.extraction import cut_out, reads
 from graphopt.layerwise import Tapped, compare_layers, match_values
-from graphopt.manager import Guilt, run_pass
+from graphopt.ledger import Guilt
+from graphopt.manager import run_pass
 from graphopt.model import clone
 from graphopt.user_code import one_line
 from graphopt.validation import RANDOM_OPS
@@ -81,7 +82,7 @@ class Suspect:
             return Violation(one_line(error)) if feed is None else None
         if feed is None:
             return None
-        verifier = Verifier(model, self.context, [feed])
+        verifier = Verifier(model, self.context, feeds=[feed])
         return None if verifier.unable is not None else verifier.violation(after)
 
 

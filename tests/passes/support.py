@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.base import Context, Pass
 from graphopt.data import load_data
-from graphopt.manager import LedgerEntry, PassManager
+from graphopt.ledger import LedgerEntry
+from graphopt.manager import PassManager
 from graphopt.model import interface, load, to_proto
 from graphopt.session import Session
 from graphopt.statistics import collect

@@ -19,7 +19,7 @@ from graphopt.model import load, to_bytes, to_proto
 
 BITS = (
     *("eliminate-identities", "merge-reshapes", "eliminate-duplicates", "deduplicate-weights", "inline-if"),
-    *("constants-to-initializers", "fold-qdq-weights"),
+    *("constants-to-initializers", "fold-qdq-weights", "fold-shapes", "merge-slices"),
 )
 SHAPE = (2, 1, 3, 4)
 
@@ -57,6 +57,7 @@ class Grower:
         source = self.pick(self.values)
         shape = self.values[source]
         kinds = ["same", "same", "arithmetic", "reshape", "transpose", "squeeze", "unsqueeze", "cast", "weight"]
+        kinds += ["slice", "slice", "sized", "sized"]
         kind = self.pick([*kinds, "if"] if depth == 0 else kinds)
         getattr(self, f"_{kind}")(source, shape)
 
@@ -124,6 +125,39 @@ class Grower:
         self.nodes.append(node("Cast", [source], name, to=through))
         self.make("Cast", [name], shape, to=TensorProto.FLOAT)
 
+    def _slice(self, source: str, shape: tuple[int, ...]) -> None:
+        if not shape:
+            return
+        axis = self.draw(st.integers(0, len(shape) - 1))
+        numbers = st.integers(-shape[axis], shape[axis] + 1)
+        start, end, step = self.draw(numbers), self.draw(numbers | st.just(2**62)), self.pick([1, 1, 2])
+        length = len(range(shape[axis])[start:end:step])
+        if length:
+            spelled = self.pick([axis, axis - len(shape)])
+            parts = [self.constant(np.array([number], np.int64)) for number in (start, end, spelled, step)]
+            self.make("Slice", [source, *parts], (*shape[:axis], length, *shape[axis + 1 :]))
+
+    def _sized(self, source: str, shape: tuple[int, ...]) -> None:
+        """To a shape that is computed: of its own dims, in another order, two of them multiplied, one left open."""
+        if len(shape) < 2:
+            return
+        base = f"{self.prefix}z{len(self.nodes)}"
+        self.nodes.append(node("Shape", [source], base))
+        order = self.pick([range(len(shape)), self.draw(st.permutations(range(len(shape))))])
+        parts, target = [], []
+        for axis in order:
+            parts.append(f"{base}d{axis}")
+            self.nodes.append(node("Gather", [base, self.constant(np.array([axis], np.int64))], parts[-1]))
+            target.append(shape[axis])
+        if self.draw(st.booleans()):
+            self.nodes.append(node("Mul", parts[:2], f"{base}p"))
+            parts, target = [f"{base}p", *parts[2:]], [target[0] * target[1], *target[2:]]
+        elif self.draw(st.booleans()):
+            parts[self.draw(st.integers(0, len(parts) - 1))] = self.constant(np.array([-1], np.int64))
+        self.nodes.append(node("Concat", parts, f"{base}t", axis=0))
+        op = "Expand" if tuple(target) == shape and f"{base}p" not in parts and self.draw(st.booleans()) else "Reshape"
+        self.make(op if not any("k" in part for part in parts) else "Reshape", [source, f"{base}t"], tuple(target))
+
     def _weight(self, source: str, shape: tuple[int, ...]) -> None:
         weight = self.constant(np.full((3,), self.pick([0.5, 1.5]), np.float32))
         scale, zero = self.constant(np.float32(0.25)), self.constant(np.int8(self.pick([0, 3])))
@@ -162,7 +196,8 @@ def graphs(draw: Any) -> onnx.ModelProto:
         grower.make("Neg", ["x"], SHAPE)
         made = list(grower.values)[1:]
     outputs = draw(st.lists(st.sampled_from(made), min_size=1, max_size=3, unique=True))
-    proto = build(grower.nodes, {"x": SHAPE}, outputs, grower.weights)
+    dims = [draw(st.sampled_from([size, f"d{axis}"])) for axis, size in enumerate(SHAPE)]
+    proto = build(grower.nodes, {"x": dims}, outputs, grower.weights)
     proto.graph.input.append(helper.make_tensor_value_info("go", TensorProto.BOOL, []))
     return proto
 

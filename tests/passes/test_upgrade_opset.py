@@ -10,10 +10,10 @@ import pytest
 from onnx import helper, numpy_helper
 from support import MODELS, apply, build, fixture_feeds, node, ops, reasons, run
 
+from graphopt import optimize
 from graphopt.errors import PreconditionError
-from graphopt.model import load
+from graphopt.model import graphs
 from graphopt.passes.upgrade_opset import UpgradeOpset
-from graphopt.pipeline import prepare
 
 RNG = np.random.default_rng(4)
 IMAGE = [1, 2, 4, 4]
@@ -204,13 +204,46 @@ def test_scan_of_opset_8_is_refused() -> None:
         apply(proto, UpgradeOpset(to=13))
 
 
-def test_functions_are_left_to_inline_functions() -> None:
-    """onnx's converter leaves their bodies at the old operator set, which its checker then refuses."""
-    proto = build([node("Twice", ["x"], "y", domain="mine")], {"x": [2]}, {"y": [2]}, opset=11)
-    body = [helper.make_node("Squeeze", ["a"], ["s"], axes=[0]), helper.make_node("Add", ["s", "s"], ["b"])]
-    proto.functions.append(helper.make_function("mine", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 11)]))
-    proto.opset_import.append(helper.make_opsetid("mine", 1))
-    model, entry = apply(proto, UpgradeOpset(to=13))
-    assert "run inline-functions first" in reasons(entry)["(graph)"]
-    assert model.opset_import[0].version == 11
-    assert [p.name for p in prepare(load(proto), "ort-cpu")[:2]] == ["inline-functions", "upgrade-opset"]
+def _with_function() -> onnx.ModelProto:
+    inner = [node("Squeeze", ["a"], "s", axes=[0]), node("Relu", ["s"], "b")]
+    function = helper.make_function("mine", "Block", ["a"], ["b"], inner, [helper.make_opsetid("", 11)])
+    made = build(
+        [node("Block", ["x"], "y", domain="mine")], {"x": [1, 4]}, ["y"], opset=11, ir_version=8, domains=["mine"]
+    )
+    made.functions.append(function)
+    return made
+
+
+def test_functions_would_be_left_behind() -> None:
+    with pytest.raises(PreconditionError, match=r"functions, and 1 of the model's \(Block.*run inline-functions first"):
+        apply(_with_function(), UpgradeOpset())
+
+
+def test_on_request_functions_are_inlined_first() -> None:
+    proto = _with_function()
+    made = optimize(proto, opset=17, time=0, threads=1)
+    assert [e["pass"] for e in made.report["ledger"][:2]] == ["inline-functions", "upgrade-opset"]
+    assert not made.model.functions
+    assert {o.domain: o.version for o in made.model.opset_import}[""] == 17
+    feeds = {"x": normal(1, 4)}
+    np.testing.assert_array_equal(run(made.model, feeds)["y"], run(proto, feeds)["y"])
+
+
+def test_nodes_and_bodies_are_sorted_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnx's converter leaves graphs in an order that the checker refuses."""
+    convert = onnx.version_converter.convert_version
+
+    def shuffled(proto: onnx.ModelProto, to: int) -> onnx.ModelProto:
+        made = convert(proto, to)
+        for graph in graphs(made):
+            backwards = list(graph.node)[::-1]
+            del graph.node[:]
+            graph.node.extend(backwards)
+        return made
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", shuffled)
+    branches = _branches(11)
+    branches.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, IMAGE))  # the checker wants a shape
+    for proto in (branches, _classifier(9)):
+        made, _ = apply(proto, UpgradeOpset())
+        onnx.checker.check_model(made)

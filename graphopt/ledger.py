@@ -1,0 +1,88 @@
+"""What the manager did, pass by pass, and the model it ended with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.base import Change, Pass, Skip
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.verify import Feed, Violation
+
+
+@dataclass(frozen=True)
+class Guilt:
+    """What a failed verification was traced to; ``graphopt bisect`` goes on from here."""
+
+    pass_: Pass
+    before: ir.Model
+    """The model that the pass was given; its weights are shared with the original."""
+    sites: tuple[str, ...]
+    """The rewrites to blame; none: the pass as a whole."""
+    rewrites: tuple[str, ...]
+    """All that it made."""
+    violation: Violation
+    feed: Feed | None
+    """The inputs that show it; None: none are needed (it crashed, broke the graph, changed the interface)."""
+
+
+@dataclass
+class LedgerEntry:
+    """What became of one pass."""
+
+    name: str
+    options: dict[str, Any]
+    contract: str
+    status: str = "unchanged"  # changed | unchanged | skipped | reverted | partly reverted
+    changes: list[Change] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    seconds: float = 0.0
+    nodes: tuple[int, int] = (0, 0)
+    weight_bytes: tuple[int, int] = (0, 0)
+    reproducer: Path | None = None
+    guilt: Guilt | None = None
+    """Of a pass that was undone, the first time."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the report prints it."""
+        return {
+            "pass": self.name,
+            "options": self.options,
+            "contract": self.contract,
+            "status": self.status,
+            "reason": self.reason,
+            "seconds": round(self.seconds, 4),
+            "nodes": list(self.nodes),
+            "weight_bytes": list(self.weight_bytes),
+            "changes": [vars(c) for c in self.changes],
+            "skipped": [vars(s) for s in self.skipped],
+            "metrics": self.metrics,
+            "reproducer": str(self.reproducer) if self.reproducer else None,
+        }
+
+
+@dataclass
+class RunResult:
+    """The model a pipeline ended with, and how it got there."""
+
+    model: ir.Model
+    ledger: list[LedgerEntry]
+    notes: list[str]
+    exact: ir.Model | None = None
+    """The model as the first approximate pass found it; None where none changed anything."""
+
+    @property
+    def reverted(self) -> list[LedgerEntry]:
+        """The passes that were undone, wholly or in part."""
+        return [e for e in self.ledger if "reverted" in e.status]
+
+    @property
+    def reproducer(self) -> Path | None:
+        """The folder that shows the first pass that was undone."""
+        return next((e.reproducer for e in self.ledger if e.reproducer), None)

@@ -1,0 +1,96 @@
+"""Which passes a verb stands for, and those that options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from graphopt.base import Pass, Pipeline, Repeat, flatten
+from graphopt.errors import InputError
+from graphopt.graph import opset
+from graphopt.manager import PassManager
+from graphopt.registry import create
+from graphopt.target import get_target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+EXACT_PASSES = (
+    "fold-constants",
+    "fold-shapes",
+    "inline-if",
+    "eliminate-identities",
+    "merge-reshapes",
+    "merge-slices",
+    "fold-qdq-weights",
+    "fuse-batchnorm",
+    "fuse-into-conv",
+    "matmul-to-gemm",
+    "eliminate-duplicates",
+    "constants-to-initializers",
+    "deduplicate-weights",
+    "remove-unused",
+)
+"""Our own exact passes, in the order in which each leaves work for the next."""
+
+_ROUNDS = 4
+
+
+def exact_passes() -> Pipeline:
+    """What ``optimize`` runs without a recipe: our own passes until they find nothing, onnxsim for what is left, and
+    ours again where that opened something up."""
+    ours = Repeat(tuple(create(name, {}) for name in EXACT_PASSES), _ROUNDS)
+    return [ours, create("simplify", {}), ours]
+
+
+def prepare(model: ir.Model, target: str) -> Pipeline:
+    """What runs before quantization: an operator set the target can quantize in, and the exact passes."""
+    wanted = get_target(target).opset
+    upgrade = _upgrade(model, wanted) if 0 < opset(model) < wanted else []
+    inline = _inline(model) if not upgrade else []  # layers in functions are layers all the same
+    return [*upgrade, *inline, *exact_passes()]
+
+
+def _inline(model: ir.Model) -> list[Pass]:
+    return [create("inline-functions", {})] if model.functions else []
+
+
+def _upgrade(model: ir.Model, wanted: int) -> list[Pass]:
+    """Functions first become part of the graph: onnx's converter leaves them as they are."""
+    return [*_inline(model), create("upgrade-opset", {"to": wanted})]
+
+
+def asked(
+    model: ir.Model,
+    *,
+    to_opset: int | None = None,
+    dims: Sequence[str] = (),
+    input_shapes: Sequence[str] = (),
+    fold_overridable: bool = False,
+) -> list[Pass]:
+    """The passes that change, on request, what the model takes: they come first.
+
+    Raises:
+        InputError: an opset below the model's.
+    """
+    found: list[Pass] = []
+    now = opset(model)
+    if to_opset is not None and to_opset < now:
+        raise InputError(f"--opset {to_opset}: the model is at opset {now}, and it can only be raised")
+    if to_opset is not None and to_opset != now:
+        found += _upgrade(model, to_opset)
+    if fold_overridable:
+        found.append(create("fold-overridable", {}))
+    if dims or input_shapes:
+        found.append(create("freeze-shapes", {"dims": list(dims), "inputs": list(input_shapes)}))
+    return found
+
+
+def facing(model: ir.Model, pipeline: Pipeline) -> ir.Model:
+    """The model with the interface that the result will have: what data and random inputs have to fit.
+
+    Raises:
+        PreconditionError: the interface asked for is none the model can have.
+    """
+    narrowing = [step for step in flatten(pipeline) if step.narrows]
+    return PassManager(narrowing, verify="off").run(model).model if narrowing else model
