@@ -307,7 +307,7 @@ def _probe(one: Tapped, feed: Feeds, before: Mapping[str, Any], layers: Sequence
 
 
 def _next(array: NDArray[Any]) -> NDArray[Any]:
-    return np.nextafter(array, np.asarray(np.inf, array.dtype)) if array.dtype.kind == "f" else array
+    return np.asarray(np.nextafter(array, np.asarray(np.inf, array.dtype))) if array.dtype.kind == "f" else array
 
 
 def _add(difference: Distance, a: Any, b: Any) -> None:

@@ -219,12 +219,12 @@ class _Run:
             )
         if self.verifier.unable is not None:
             self.notes[f"not compared numerically: {self.verifier.unable}"] = None
-            return
         # Each round takes out a pass, or switches off sites of one that is taken out if it is found again.
         while self.steps[self.verified :] and (violation := self.verifier.violation(self.model)) is not None:
             self._bisect(self.verifier, violation)
         self.verified = len(self.steps)
-        self.notes[f"exact passes compared with {self.compared_with} on {self.verifier.description}"] = None
+        if self.verifier.unable is None:
+            self.notes[f"exact passes compared with {self.compared_with} on {self.verifier.description}"] = None
 
     def _bisect(self, verifier: Verifier, violation: Violation) -> None:
         """Revert one pass, or its guilty rewrites, and run again what followed it."""

@@ -262,7 +262,9 @@ def noise_by_feed(
     found: list[dict[str, float]] = []
     for feed in feeds:
         reference = plain.run(feed)
-        moved = {k: np.nextafter(v, np.asarray(np.inf, v.dtype)) if v.dtype.kind == "f" else v for k, v in feed.items()}
+        floats = {k: v for k, v in feed.items() if v.dtype.kind == "f"}
+        # As arrays: numpy makes a number of what has no axis, and the runtime takes none in half precision.
+        moved = {**feed, **{k: np.asarray(np.nextafter(v, np.asarray(np.inf, v.dtype))) for k, v in floats.items()}}
         moved |= {k: np.where(where, feed[k], moved[k]) for k, where in (still(feed) if still else {}).items()}
         noise = dict.fromkeys(reference, 0.0)
         for other in (optimized.run(feed), plain.run(moved)):

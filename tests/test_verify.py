@@ -423,3 +423,20 @@ def test_outline_sees_edits_and_no_more() -> None:
         else:
             next(iter(inner[0])).op_type = "Other"
         assert outline(model) != outline(copy), edit
+
+
+def test_a_number_in_half_precision_is_an_input_like_any_other() -> None:
+    """Found by tools/fuzz.py, graph 9059: nothing was compared where one was fed."""
+    model = model_of([node("Mul", "x w", "y")], [tensor("x", HALF, ())], [tensor("y", HALF, ())], {"w": np.float16(2)})
+    assert Verifier(model, Context(original=model)).unable is None
+    assert statuses(model, Scale(by=1.5)) == ["reverted"]
+
+
+def test_where_no_numbers_can_be_compared_the_interface_is() -> None:
+    model = model_of([node("Mystery", "x b", "y", domain="mine")], [tensor("x"), tensor("b", FLOAT, (4,))],
+                     [tensor("y")], {"b": np.ones(4, np.float32)})  # fmt: skip
+    model.opset_imports["mine"] = 1
+    result = apply(model, Bake(keep=False))
+    assert [e.status for e in result.ledger] == ["reverted"]
+    assert "not to be overridden any more" in str(result.ledger[0].reason)
+    assert any(note.startswith("not compared numerically") for note in result.notes)

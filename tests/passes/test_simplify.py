@@ -169,3 +169,17 @@ def test_digits_twice_is_once() -> None:
     again, entry = apply(made, Simplify())
     assert not entry.changes
     assert again.SerializeToString(deterministic=True) == made.SerializeToString(deterministic=True)
+
+
+def test_initializers_that_lose_their_place_among_the_inputs_are_a_reason_to_drop_it() -> None:
+    """onnxsim keeps the weight and takes it off the inputs (found by tools/fuzz.py, graph 9059)."""
+    proto = build(
+        [node("Conv", ["x", "k"], "c", kernel_shape=[1, 1]), node("Add", ["c", "b"], "y")],
+        {"x": ["n", 2, 3, 3]},
+        ["y"],
+        {"k": normal(2, 2, 1, 1), "b": normal(2, 1, 1)},
+    )
+    proto.graph.input.append(helper.make_tensor_value_info("k", onnx.TensorProto.FLOAT, [2, 2, 1, 1]))
+    made, entry = apply(proto, Simplify(), verify="off")
+    assert [v.name for v in made.graph.input] == ["x", "k"]
+    assert entry.status == "unchanged"
