@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import graphopt.surgery  # noqa: F401  # registers the gs.Graph loader
 from graphopt import data as data_module
 from graphopt.base import Context, Pass, Pipeline, Skip, flatten
+from graphopt.benchmark import bench
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
@@ -378,6 +379,7 @@ __all__ = [
     "Diff",
     "Options",
     "Result",
+    "bench",
     "compare",
     "diff",
     "extract",

@@ -15,7 +15,8 @@ from graphopt.errors import RuntimeFailure
 from graphopt.gates import GateResult, Metric, MetricResult, drop_gate, measure, parse_size
 from graphopt.model import interface
 from graphopt.report.units import ratio, size
-from graphopt.session import Session, Timing, time_models
+from graphopt.session import Session
+from graphopt.timing import Timing, time_models
 from graphopt.validation import Comparison, compare_sessions, random_feeds
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("graph", "storage", "numbering"),
     ("cost", "channels", "align", "tensors", "surgery", "session", "target"),
     ("data", "difference", "weights", "propagation"),
-    ("statistics", "validation", "gates", "autodiff", "model_diff", "values"),
+    ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "extraction", "divergence", "workload"),
     ("base", "layerwise", "lifetimes", "scopes"),
     ("registry", "foreign", "neighbourhood"),
@@ -33,7 +33,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("inspection", "judge"),
     ("search", "convert"),
     ("pipeline",),
-    ("ranking",),
+    ("ranking", "benchmark"),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),
@@ -41,7 +41,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """A module imports from earlier lines only (what is here and not yet written is the design's)."""
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ABOVE_THE_ENGINE = ("search", "pipeline", "ranking", "api", "cli")
+ABOVE_THE_ENGINE = ("search", "pipeline", "ranking", "benchmark", "api", "cli")
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 
 
