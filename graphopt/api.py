@@ -23,6 +23,7 @@ from graphopt.layerwise import layerwise as compare_inner
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike, interface
 from graphopt.model_diff import Diff, diff
+from graphopt.outcome import with_report
 from graphopt.pipeline import (
     Options,
     Result,
@@ -34,12 +35,12 @@ from graphopt.pipeline import (
     merge_options,
     prepare,
     read_source,
-    with_report,
 )
 from graphopt.ranking import sensitivity
 from graphopt.recipe import Recipe, read
 from graphopt.registry import create
 from graphopt.report.document import about, versions
+from graphopt.search.speed import Promise
 from graphopt.session import Session
 from graphopt.target import get_target
 from graphopt.validation import Comparison, compare_sessions, random_feeds, runnable
@@ -97,6 +98,7 @@ def quantize(
     weights: str = "auto",
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
+    allow_slower: bool = False,
     **options: Any,
 ) -> Result:
     """Simplify, then quantize: ``static`` (QDQ from calibration ``data``) or ``dynamic`` (no data needed).
@@ -109,11 +111,12 @@ def quantize(
         weights: ``auto``, ``s8``, ``s7`` or ``u8``.
         exclude: names, globs, ``re:`` expressions or operator types that stay in float.
         include: the only ones to quantize, likewise.
+        allow_slower: hand the result over even where it is slower than ``model`` on this machine.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
     Raises:
         InputError: bad model, data or option; static without data.
-        NothingDone: no layer could be quantized; the message says why.
+        NothingDone: no layer could be quantized, or the result is slower than the original; the message says why.
         GateFailed: a gate was not met.
     """
     merged = merge_options({**options, "data": data}, None)
@@ -124,13 +127,15 @@ def quantize(
             "--data folder/, or --data loader.py:function; or spell out --data random; or use --mode dynamic"
         )
     check_gates(merged)
-    merged.settings = {"mode": mode, **settings}
+    merged.settings = {"mode": mode, **settings, "allow_slower": allow_slower}
     loaded, source = read_source(model, merged)
     why = runnable(loaded) if mode == "static" else None
     if why is not None:
         raise InputError(f"static quantization has to run the model and cannot: {why}; try --mode dynamic, or optimize")
     pipeline = [*prepare(loaded, merged.target), create(f"quantize-{mode}", settings)]
-    return make(loaded, pipeline, merged, verb="quantize", named=source, must=f"quantize-{mode}")
+    return make(
+        loaded, pipeline, merged, verb="quantize", named=source, must=f"quantize-{mode}", promise=Promise(allow_slower)
+    )
 
 
 def _quantization(

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
 from graphopt.base import Context, Gates, Pipeline, Progress, Repeat
-from graphopt.errors import GateFailed, GraphoptError, InputError, ModelError, NothingDone
+from graphopt.errors import InputError, ModelError
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.graph import opset
-from graphopt.judge import Verdict, judge
-from graphopt.manager import VERIFY, PassManager, RunResult
+from graphopt.judge import judge
+from graphopt.manager import VERIFY, PassManager
 from graphopt.model import ModelLike, interface, load, to_proto
+from graphopt.outcome import blank, hold, merge_notes, something_done
 from graphopt.recipe import Recipe
 from graphopt.registry import create
 from graphopt.report.document import about, file_sha256, versions
 from graphopt.search.budget import keep_to_budget
+from graphopt.search.speed import Promise, untold
 from graphopt.statistics import Statistics, channel_means, collect
 from graphopt.storage import save
 from graphopt.target import get_target
@@ -229,41 +231,28 @@ def make(
     verb: str,
     must: str | None = None,
     named: ModelLike | None = None,
+    promise: Promise | None = None,
 ) -> Result:
     """The one road every model takes: load, data, passes, judging, gates, report.
 
     ``must`` names the pass that has to change something. ``named``: what to call the source where it is loaded already.
+    ``promise``: that the result is not slower than the original; NothingDone where it is.
     """
     check_gates(options)
     metric = as_metric(options.metric)
     model, given = read_source(source, options)
-    report: dict[str, Any] = {
-        **versions(verb, vars(options)),
-        "input": about(model, given if named is None else named),
-        "output": None,
-        "data": None,
-        "eval_data": None,
-        "ledger": [],
-        "sensitivity": None,
-        **Verdict().as_dict(),
-        "notes": [],
-        "reproducer": None,
-        "exit_code": 0,
-        "error": None,
-    }
+    report = {**versions(verb, vars(options)), **blank(about(model, given if named is None else named))}
     context = make_context(model, options, report)
     context.progress(0, None, "running the passes")
-    result = PassManager(pipeline, verify=options.verify, raise_preconditions=(must,) if must else False).run(
-        model, context
-    )
+    manager = PassManager(pipeline, verify=options.verify, raise_preconditions=(must,) if must else False)
+    result = manager.run(model, context)
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
-    _nothing_done(result, must, report)
+    something_done(result, must, report)
     if options.search:
         report["sensitivity"] = keep_to_budget(result, pipeline, model, context, options.gates, metric)
         report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"] += result.notes
     report["output"] = about(result.model, None)
-    approximate = any(e.contract == "approximate" and e.changes for e in result.ledger)
     context.progress(0, None, "comparing with the original")
     verdict = judge(
         model,
@@ -273,12 +262,15 @@ def make(
         metric=metric,
         sizes=(report["input"]["bytes"], report["output"]["bytes"]),
         seconds=options.time,
-        approximate=approximate,
+        approximate=any(e.contract == "approximate" and e.changes for e in result.ledger),
     )
+    kept = promise.keep(verdict, model, result.model, context, options.gates, options.time) if promise else None
+    report["never_slower"] = kept
+    verdict.notes += untold(kept)
     report.update(verdict.as_dict())
-    _merge_notes(report["notes"], verdict.notes)
+    merge_notes(report["notes"], verdict.notes)
     report["reproducer"] = str(result.reproducer) if result.reproducer else None
-    _hold(verdict, result, options, report)
+    hold(verdict, result, report, strict=options.strict)
     return Result(result.model, report)
 
 
@@ -338,41 +330,6 @@ class _Feeds:
     def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
         for index, sample in enumerate(self.dataset):
             yield data_module.feeds(sample, self.inputs, name=self.dataset.sample_name(index))
-
-
-def _nothing_done(result: RunResult, must: str | None, report: dict[str, Any]) -> None:
-    if must is None:
-        return
-    entry = next(e for e in result.ledger if e.name == must)
-    if entry.changes:
-        return
-    reasons = list(dict.fromkeys(s.reason for s in entry.skipped)) or [entry.reason or "no reason was given"]
-    shown = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
-    raise with_report(NothingDone(f"{must} changed nothing: {shown}; nothing was written"), report)
-
-
-def _hold(verdict: Verdict, result: RunResult, options: Options, report: dict[str, Any]) -> None:
-    """Raise where a gate failed, or a revert matters to the user."""
-    problems = [f"gate {g.gate} {g.asked} failed: {g.measured}" for g in verdict.failed]
-    if options.strict and result.reverted:
-        problems += [f"pass {e.name} was {e.status}: {e.reason}" for e in result.reverted]
-    if problems:
-        raise with_report(GateFailed("; ".join(problems) + "; nothing was written"), report)
-
-
-def with_report(error: GraphoptError, report: dict[str, Any]) -> GraphoptError:
-    """``error``, carrying everything that was measured before it."""
-    report["error"], report["exit_code"] = str(error), int(error.exit_code)
-    error.report = report
-    return error
-
-
-def _merge_notes(notes: list[str], more: list[str]) -> None:
-    """Append, but a reason that two stages met (the model does not run here) is told once, by the later one."""
-    for note in more:
-        _, _, reason = note.partition(": ")
-        notes[:] = [n for n in notes if not reason or not n.endswith(reason)]
-        notes.append(note)
 
 
 def exact_passes() -> Pipeline:

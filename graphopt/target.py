@@ -28,6 +28,7 @@ class Target:
     bridging: tuple[str, ...]
     reasons: dict[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    here: bool = False
     weight: dict[str, str] = field(default_factory=dict)
     activation: dict[str, Any] = field(default_factory=dict)
 

@@ -31,7 +31,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("verify",),
     ("manager",),
     ("inspection", "judge"),
-    ("search", "convert"),
+    ("search", "convert", "outcome"),
     ("pipeline",),
     ("ranking", "benchmark"),
     ("api",),

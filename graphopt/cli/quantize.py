@@ -48,6 +48,9 @@ from graphopt.cli import _options
 @_options.data
 @_options.images
 @_options.gates
+@click.option(
+    "--allow-slower", is_flag=True, help="Write the result even where it is slower than IN here (else exit 3)."
+)
 @_options.model
 @_options.running
 @_options.result
@@ -57,8 +60,9 @@ def command(
     """Quantize IN to 8 bits: exact passes first, then QDQ from real calibration data (static) or none (dynamic).
 
     What stays in float is listed with the reason. The result is compared with the original on data it was not
-    calibrated with, timed against it, and written only if every gate you gave holds. Where --max-drop or --min-sqnr
-    would fail, static quantization puts the layers that hurt most back to float until it holds.
+    calibrated with, timed against it, and written only if it is not slower here and every gate you gave holds. Where
+    --max-drop or --min-sqnr would fail, static quantization puts the layers that hurt most back to float until it
+    holds.
     """
     from graphopt import api
     from graphopt.cli._finish import make
