@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import graphopt.surgery  # noqa: F401  # registers the gs.Graph loader
 from graphopt import data as data_module
 from graphopt.base import Context, Pass, Pipeline, Skip, flatten
-from graphopt.benchmark import bench
+from graphopt.benchmark import bench, same_inputs
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
@@ -99,6 +99,8 @@ def quantize(
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     allow_slower: bool = False,
+    placement: str = "auto",
+    cost_table: str | Path | None = None,
     **options: Any,
 ) -> Result:
     """Simplify, then quantize: ``static`` (QDQ from calibration ``data``) or ``dynamic`` (no data needed).
@@ -112,6 +114,9 @@ def quantize(
         exclude: names, globs, ``re:`` expressions or operator types that stay in float.
         include: the only ones to quantize, likewise.
         allow_slower: hand the result over even where it is slower than ``model`` on this machine.
+        placement: what runs in integers: as the target's ``rules`` say, as ``measured`` here, or ``auto``: by the
+            rules, and measured where that comes out slower than ``model``.
+        cost_table: a file for ``measured``: read where it exists, and then it decides; else written.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
     Raises:
@@ -127,15 +132,15 @@ def quantize(
             "--data folder/, or --data loader.py:function; or spell out --data random; or use --mode dynamic"
         )
     check_gates(merged)
-    merged.settings = {"mode": mode, **settings, "allow_slower": allow_slower}
+    promise = Promise(allow_slower, placement, cost_table)
+    promise.check(mode, merged.target, merged.time)
+    merged.settings = {"mode": mode, **settings, **vars(promise)}
     loaded, source = read_source(model, merged)
     why = runnable(loaded) if mode == "static" else None
     if why is not None:
         raise InputError(f"static quantization has to run the model and cannot: {why}; try --mode dynamic, or optimize")
     pipeline = [*prepare(loaded, merged.target), create(f"quantize-{mode}", settings)]
-    return make(
-        loaded, pipeline, merged, verb="quantize", named=source, must=f"quantize-{mode}", promise=Promise(allow_slower)
-    )
+    return make(loaded, pipeline, merged, verb="quantize", named=source, must=f"quantize-{mode}", promise=promise)
 
 
 def _quantization(
@@ -260,7 +265,7 @@ def compare(
     if data is not None or metric is not None or max_drop is not None:  # --samples alone counts random ones
         check_gates(merged)
     (first, source_a), (second, source_b) = read_source(a, merged), read_source(b, merged)
-    _same_inputs(first, second)
+    same_inputs([first, second], ["A", "B"])
     report: dict[str, Any] = {
         **versions("compare", vars(merged)),
         "models": [about(first, source_a), about(second, source_b)],
@@ -284,15 +289,6 @@ def compare(
     if failed:
         raise with_report(GateFailed("; ".join(failed)), report)
     return CompareResult(comparison, result, report)
-
-
-def _same_inputs(first: ir.Model, second: ir.Model) -> None:
-    mine, theirs = ([i.name for i in interface(model)[0]] for model in (first, second))
-    if sorted(mine) != sorted(theirs):
-        raise InputError(
-            f"A has the inputs {', '.join(mine)} and B {', '.join(theirs)}; only models that take the same inputs can "
-            "be compared"
-        )
 
 
 def _compare(

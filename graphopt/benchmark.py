@@ -60,7 +60,7 @@ def bench(
     merged.settings = {"input_shapes": {k: list(v) for k, v in (input_shapes or {}).items()}, "profile": profile}
     read = [read_source(model, merged) for model in several]
     loaded = [model for model, _ in read]
-    _same_inputs(loaded)
+    same_inputs(loaded, [f"model {index + 1}" for index in range(len(loaded))])
     report: dict[str, Any] = {
         **versions("bench", vars(merged)),
         "models": [about(model, source) for model, source in read],
@@ -81,14 +81,14 @@ def bench(
     return report
 
 
-def _same_inputs(models: Sequence[ir.Model]) -> None:
-    first = {spec.name for spec in interface(models[0])[0]}
-    for index, model in enumerate(models[1:], start=2):
-        names = {spec.name for spec in interface(model)[0]}
-        if names != first:
+def same_inputs(models: Sequence[ir.Model], names: Sequence[str]) -> None:
+    """Raise InputError where ``models``, called ``names``, do not all take the same inputs."""
+    wanted = [{spec.name: None for spec in interface(model)[0]} for model in models]
+    for name, inputs in zip(names, wanted, strict=True):
+        if sorted(inputs) != sorted(wanted[0]):
             raise InputError(
-                f"model 1 has the inputs {', '.join(sorted(first))} and model {index} {', '.join(sorted(names))}; only "
-                "models that take the same inputs can be timed against each other"
+                f"{names[0]} has the inputs {', '.join(wanted[0])} and {name} {', '.join(inputs)}; only models that "
+                "take the same inputs can be compared"
             )
 
 

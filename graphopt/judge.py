@@ -125,6 +125,15 @@ def judge(
     return verdict
 
 
+def timed_feeds(original: ir.Model, context: Context) -> list[dict[str, Any]]:
+    """What models are timed on: a few of the samples that judge, or legal random inputs."""
+    dataset = context.eval_data or context.data
+    if dataset is None:
+        return random_feeds(original, 2, seed=context.seed)
+    inputs, _ = interface(original)
+    return [to_feeds(sample, inputs) for sample in dataset.take(_TIMED_SAMPLES)]
+
+
 def time_both(verdict: Verdict, original: ir.Model, candidate: ir.Model, context: Context, *, seconds: float) -> None:
     """Time the two against each other on what ``verdict`` was judged on, and enter it there."""
     context.progress(0, None, "timing")

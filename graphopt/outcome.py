@@ -22,6 +22,7 @@ def blank(about_input: dict[str, Any]) -> dict[str, Any]:
         "sensitivity": None,
         **Verdict().as_dict(),
         "never_slower": None,
+        "placement": None,
         "notes": [],
         "reproducer": None,
         "exit_code": 0,

@@ -15,15 +15,15 @@ from graphopt.base import Context, Gates, Pipeline, Progress, Repeat
 from graphopt.errors import InputError, ModelError
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.graph import opset
-from graphopt.judge import judge
-from graphopt.manager import VERIFY, PassManager
+from graphopt.judge import Verdict, judge
+from graphopt.manager import VERIFY, PassManager, RunResult
 from graphopt.model import ModelLike, interface, load, to_proto
 from graphopt.outcome import blank, hold, merge_notes, something_done
 from graphopt.recipe import Recipe
 from graphopt.registry import create
 from graphopt.report.document import about, file_sha256, versions
 from graphopt.search.budget import keep_to_budget
-from graphopt.search.speed import Promise, untold
+from graphopt.search.speed import Promise, told, untold
 from graphopt.statistics import Statistics, channel_means, collect
 from graphopt.storage import save
 from graphopt.target import get_target
@@ -252,6 +252,29 @@ def make(
         report["sensitivity"] = keep_to_budget(result, pipeline, model, context, options.gates, metric)
         report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"] += result.notes
+    if promise is not None and promise.wanted(None, None):
+        _place(promise, result, pipeline, model, context, options, metric, report)
+    verdict = _judged(promise, result, model, context, options, metric, report)
+    if promise is not None and promise.wanted(verdict, report["never_slower"]):
+        _place(promise, result, pipeline, model, context, options, metric, report)
+        verdict = _judged(promise, result, model, context, options, metric, report)
+    report.update(verdict.as_dict())
+    merge_notes(report["notes"], verdict.notes + untold(report["never_slower"]))
+    report["reproducer"] = str(result.reproducer) if result.reproducer else None
+    hold(verdict, result, report, strict=options.strict)
+    return Result(result.model, report)
+
+
+def _judged(
+    promise: Promise | None,
+    result: RunResult,
+    model: ir.Model,
+    context: Context,
+    options: Options,
+    metric: Metric | None,
+    report: dict[str, Any],
+) -> Verdict:
+    """``result`` against ``model``; ``report`` is told what it is, and whether the promise is kept."""
     report["output"] = about(result.model, None)
     context.progress(0, None, "comparing with the original")
     verdict = judge(
@@ -264,14 +287,27 @@ def make(
         seconds=options.time,
         approximate=any(e.contract == "approximate" and e.changes for e in result.ledger),
     )
-    kept = promise.keep(verdict, model, result.model, context, options.gates, options.time) if promise else None
-    report["never_slower"] = kept
-    verdict.notes += untold(kept)
-    report.update(verdict.as_dict())
-    merge_notes(report["notes"], verdict.notes)
-    report["reproducer"] = str(result.reproducer) if result.reproducer else None
-    hold(verdict, result, report, strict=options.strict)
-    return Result(result.model, report)
+    if promise is not None:
+        report["never_slower"] = promise.keep(verdict, model, result.model, context, options.gates, options.time)
+    return verdict
+
+
+def _place(
+    promise: Promise,
+    result: RunResult,
+    pipeline: Pipeline,
+    model: ir.Model,
+    context: Context,
+    options: Options,
+    metric: Metric | None,
+    report: dict[str, Any],
+) -> None:
+    """Look for the fastest mixture; ``result`` becomes it and ``report`` says how."""
+    found = promise.search(result, pipeline, model, context, options.gates, metric, options.time)
+    report["placement"] = found
+    report["ledger"] = [entry.as_dict() for entry in result.ledger]
+    if found is not None:
+        report["notes"].append(told(found))
 
 
 def make_context(model: ir.Model, options: Options, report: dict[str, Any]) -> Context:

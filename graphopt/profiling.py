@@ -8,11 +8,12 @@ to the node it came from. What neither leads back is reported under the runtime'
 from __future__ import annotations
 
 import re
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from graphopt.graph import label, nodes
 from graphopt.session import Session
@@ -57,6 +58,17 @@ class NodeTime:
         }
 
 
+@dataclass(frozen=True)
+class Ran:
+    """One node as the runtime ran it: ``seconds`` per run, and the values it ``reads`` and ``writes`` there."""
+
+    name: str
+    op_type: str
+    seconds: float
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
 def profile(
     model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None = 1, seconds: float = 1.0
 ) -> tuple[list[NodeTime], int]:
@@ -67,55 +79,85 @@ def profile(
     Raises:
         RuntimeFailure: the model does not load or run.
     """
-    warm = Session(model, threads=threads)  # recording cannot be paused, so a twin warms the caches
-    for feed in feeds:
-        warm.run(feed)
-    session = Session(model, threads=threads, profile=True)
+    (found,), runs = recorded([model], feeds, threads=threads, seconds=seconds)
+    return attached(model, found), runs
+
+
+def recorded(
+    models: Sequence[ir.Model],
+    feeds: Sequence[Feeds],
+    *,
+    threads: int | None = 1,
+    seconds: float = 1.0,
+    rank: float = 0.5,
+) -> tuple[list[list[Ran]], int]:
+    """What the runtime ran for each of ``models``, run in turn so that what else the machine does meets all alike.
+
+    ``rank`` is the quantile over the runs that stands for a node: 0.5 is the median.
+    """
+    for model in models:  # recording cannot be paused, so twins warm the caches
+        warm = Session(model, threads=threads)
+        for feed in feeds:
+            warm.run(feed)
+    sessions = [Session(model, threads=threads, profile=True) for model in models]
     started, runs = time.perf_counter(), 0
     while runs < _LEAST_RUNS or time.perf_counter() - started < seconds:
-        session.run(feeds[runs % len(feeds)])
+        for session in sessions:
+            session.run(feeds[runs % len(feeds)])
         runs += 1
-    events, optimized = session.profiled()
-    return attached(model, events, optimized, runs), runs
+    return [_ran(*session.profiled(), runs, rank) for session in sessions], runs
 
 
-def attached(
-    model: ir.Model, events: Sequence[Mapping[str, Any]], optimized: onnx.GraphProto, runs: int
-) -> list[NodeTime]:
-    """The runtime's events as times of our nodes, the slowest first."""
-    by_name, by_output = _known(model)
-    writes = {node.name: list(node.output) for node in optimized.node}
-    found: dict[str, NodeTime] = {}
-    taken: dict[tuple[str, str, str], list[float]] = {}
+def _ran(events: Sequence[Mapping[str, Any]], optimized: onnx.GraphProto, runs: int, rank: float) -> list[Ran]:
+    spent: dict[tuple[str, str], list[float]] = {}
     for event in events:
         name = str(event.get("name", ""))
-        if event.get("cat") != "Node" or not name.endswith(_KERNEL):
-            continue
-        name = name.removesuffix(_KERNEL)
-        op_type = str(event.get("args", {}).get("op_name", ""))
-        origin, fused = _unfused(_origin(name, writes.get(name, ()), by_name, by_output), op_type)
-        key = f"({name})" if origin is None else label(origin)
+        if event.get("cat") == "Node" and name.endswith(_KERNEL):
+            key = (name.removesuffix(_KERNEL), str(event.get("args", {}).get("op_name", "")))
+            spent.setdefault(key, []).append(float(event.get("dur", 0)) * 1e-6)
+    known = {node.name: node for node in optimized.node}
+    found = []
+    for (name, op_type), times in spent.items():
+        # In a body it runs more than once, or not every time.
+        seconds = float(np.quantile(times, rank)) * len(times) / runs
+        node = known.get(name)
+        reads, writes = (tuple(node.input), tuple(node.output)) if node is not None else ((), ())
+        found.append(Ran(name, op_type, seconds, reads, writes))
+    return found
+
+
+def attached(model: ir.Model, ran: Sequence[Ran]) -> list[NodeTime]:
+    """What the runtime ran as times of our nodes, the slowest first."""
+    find = Origins(model)
+    found: dict[str, NodeTime] = {}
+    for one in ran:
+        origin, fused = find(one)
+        key = f"({one.name})" if origin is None else label(origin)
         if key not in found:
             found[key] = NodeTime(None, None) if origin is None else NodeTime(key, origin.op_type)
-        found[key].fused = found[key].fused or fused
-        taken.setdefault((key, op_type, name), []).append(float(event.get("dur", 0)) * 1e-6)
-    for (key, op_type, name), spent in taken.items():
-        seconds = statistics.median(spent) * len(spent) / runs  # in a body it runs more than once, or not every time
-        found[key].runtime[op_type, name] = seconds
-        found[key].seconds += seconds
+        entry = found[key]
+        entry.fused = entry.fused or fused
+        entry.runtime[one.op_type, one.name] = one.seconds
+        entry.seconds += one.seconds
     return sorted(found.values(), key=lambda n: (-n.seconds, n.node or ""))
 
 
-def _known(model: ir.Model) -> tuple[dict[str, ir.Node], dict[str, ir.Node]]:
-    by_name: dict[str, ir.Node] = {}
-    by_output: dict[str, ir.Node] = {}
-    for node in nodes(model):
-        if node.name:
-            by_name.setdefault(node.name, node)
-        for value in node.outputs:
-            if value.name:
-                by_output[value.name] = node
-    return by_name, by_output
+class Origins:
+    """Leads what the runtime ran back to the nodes of ``model``."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._by_name: dict[str, ir.Node] = {}
+        self._by_output: dict[str, ir.Node] = {}
+        for node in nodes(model):
+            if node.name:
+                self._by_name.setdefault(node.name, node)
+            for value in node.outputs:
+                if value.name:
+                    self._by_output[value.name] = node
+
+    def __call__(self, one: Ran) -> tuple[ir.Node | None, tuple[str, ...]]:
+        """The node of ours that it came from (None: the runtime's own), and the nodes that are fused into that."""
+        return _unfused(_origin(one.name, one.writes, self._by_name, self._by_output), one.op_type)
 
 
 def _origin(

@@ -43,6 +43,16 @@ from graphopt.cli import _options
 @click.option("--exclude-from", metavar="S.json", help="Leave in float what graphopt sensitivity --json suggests.")
 @click.option("--include", multiple=True, metavar="P", help="Quantize only these (repeatable).")
 @click.option(
+    "--placement",
+    type=click.Choice(["auto", "rules", "measured"]),
+    default="auto",
+    show_default=True,
+    help="What runs in integers: by the target's rules, as measured here, or measured where the rules come out slower.",
+)
+@click.option(
+    "--cost-table", metavar="T.json", help="Of --placement measured: read if there, and it decides; else written."
+)
+@click.option(
     "--dry-run", is_flag=True, help="Print what would be quantized and why the rest would not; write nothing."
 )
 @_options.data
@@ -75,6 +85,8 @@ def command(
 
         options["exclude"] = [*options.get("exclude", ()), *excluded_layers(exclude_from)]
     if dry_run:
+        for key in ("allow_slower", "placement", "cost_table"):  # a plan measures nothing
+            options.pop(key, None)
         _plan(model, options, shown)
         return
     target = where(output, destination)

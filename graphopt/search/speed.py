@@ -3,26 +3,97 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.judge import SLOWER, Verdict, time_both
-from graphopt.report.units import seconds
+from graphopt.errors import InputError
+from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
+from graphopt.report.units import plural, seconds
+from graphopt.search.budget import budget, static_step
+from graphopt.search.costs import read_table
+from graphopt.search.measured import Search
 from graphopt.target import get_target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.base import Context, Gates
+    from graphopt.base import Context, Gates, Pipeline
+    from graphopt.gates import Metric
+    from graphopt.manager import RunResult
 
 _AGAIN = 3.0
 """A model that looks slower is timed again, for this many times as long, before it is refused: machines are busy."""
 
 
+PLACEMENTS = ("auto", "rules", "measured")
+
+
 @dataclass(frozen=True)
 class Promise:
-    """``allow_slower``: the user does not want it kept."""
+    """``allow_slower``: the user does not want it kept. ``placement``: who decides what runs in integers: the target's
+    ``rules``, what is ``measured`` here, or ``auto``: the rules, and measuring where they come out slower.
+    ``cost_table``: a file that measuring writes, or that decides in its place."""
 
     allow_slower: bool = False
+    placement: str = "auto"
+    cost_table: str | Path | None = None
+
+    def check(self, mode: str, target: str, time: float) -> None:
+        """Raise InputError where what is asked for cannot be had."""
+        if self.placement not in PLACEMENTS:
+            raise InputError(f"unknown placement '{self.placement}'; use {', '.join(PLACEMENTS)}")
+        table = Path(self.cost_table) if self.cost_table is not None else None
+        if table is not None and self.placement != "measured":
+            raise InputError("--cost-table is what --placement measured reads or writes; give that too")
+        if self.placement != "measured":
+            return
+        if mode != "static":
+            raise InputError(f"--placement measured places Q/DQ pairs and --mode {mode} has none; leave one out")
+        if not get_target(target).here:
+            raise InputError(f"--placement measured measures this machine, and {target} is another; leave one out")
+        if table is not None and table.exists():
+            read_table(table)
+        elif table is not None and not table.absolute().parent.is_dir():
+            raise InputError(f"the folder of {table} does not exist; make it first: mkdir -p {table.parent}")
+        if time == 0 and not (table is not None and table.exists()):
+            raise InputError("--placement measured has to time models, and --time 0 forbids it; give a --cost-table")
+
+    def wanted(self, verdict: Verdict | None, kept: dict[str, Any] | None) -> bool:
+        """Whether to measure: before anything is judged (``verdict`` None), or because of what judging found."""
+        if verdict is None:
+            return self.placement == "measured"
+        missed = any(gate.gate == "min-speedup" for gate in verdict.failed)
+        return self.placement == "auto" and (missed or (kept is not None and kept["holds"] is False))
+
+    def search(
+        self,
+        result: RunResult,
+        pipeline: Pipeline,
+        original: ir.Model,
+        context: Context,
+        gates: Gates,
+        metric: Metric | None,
+        time: float,
+    ) -> dict[str, Any] | None:
+        """Give ``result`` the fastest mixture; what was found, as the report has it. None: nothing to place."""
+        step, entry = static_step(pipeline, result)
+        if step is None or entry is None or result.exact is None or not get_target(context.target).here:
+            return None
+        holds, _ = budget(original, context, gates, metric)
+        table = Path(self.cost_table) if self.cost_table is not None else None
+        search = Search(
+            original, result.exact, result.model, step, context, timed_feeds(original, context), holds, time, table
+        )
+        found = search.run()
+        chosen = found.chosen
+        if chosen.result is not None:
+            result.model = chosen.model
+            entry.changes, entry.skipped, entry.metrics = (
+                chosen.result.changes,
+                chosen.result.skipped,
+                chosen.result.metrics,
+            )
+        return found.as_dict()
 
     def unchecked(self, gates: Gates, target: str, time: float) -> str | None:
         """Why it cannot be, or need not be, checked; None: it is."""
@@ -63,3 +134,18 @@ def measured(verdict: Verdict) -> str:
     ratio, low, high = verdict.speed
     before, after = (seconds(verdict.timing[name].median) for name in ("original", "candidate"))
     return f"{after} a run, the original {before} ({ratio:.3f}x, 90 %: {low:.3f} to {high:.3f})"
+
+
+def told(found: dict[str, Any]) -> str:
+    """One line on what measuring found."""
+    by_name = {one["name"]: one for one in found["candidates"]}
+    chosen, rules = by_name[found["chosen"]], by_name["rules"]
+    if chosen is rules:
+        return f"placement: nothing of {plural(len(by_name), 'mixture')} measured here is faster than the rules alone"
+    text = f"placement: {plural(chosen['in_float'], 'region')} left in float, because the model is faster that way"
+    if chosen["ratio"] is None or rules["ratio"] is None:
+        return f"{text}, says {found['cost_table']['source']}"
+    return (
+        f"{text}: {chosen['ratio']['median']:.3f}x the original's time, everything in integers "
+        f"{rules['ratio']['median']:.3f}x, the simplified float model {found['all_float']['median']:.3f}x"
+    )
