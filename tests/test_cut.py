@@ -177,6 +177,13 @@ def test_what_runs_show_prices_every_unit_and_conversion() -> None:
     assert any(prices.dequantize.values())
 
 
+def test_entries_of_other_models_stay_in_the_cache() -> None:
+    found, _, made = pricing(CostTable(this_machine(1), {"Conv of another model": 1}))
+    found.observe([made], [{"image": np.zeros((1, 1, 8, 8), np.float32)}], 0.05)
+    assert "Conv of another model" not in found.own().entries
+    assert found.own().entries.keys() == found.table.entries.keys() - {"Conv of another model"}
+
+
 def test_layers_alike_share_an_entry_and_others_do_not() -> None:
     found, _, _ = pricing()
     by_name = {unit.name: found.unit_key(unit, integer=True) for unit in found.units}

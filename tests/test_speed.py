@@ -68,6 +68,7 @@ def test_a_net_where_int8_loses_ends_with_exit_3_and_both_medians(workplace: Pat
     assert ran.json["latency_ratio"]["low"] > SLOWER
     for which in ("original", "candidate"):
         assert units.seconds(times[which]["median"]) in ran.error
+    assert ran.json["placement"]["regions"] == 3, "the float side was looked at before it was refused"
     allowed = run_cli(*command, "--allow-slower")
     assert allowed.code == 0, allowed.err
     assert Path("int8.onnx").is_file()

@@ -169,6 +169,18 @@ class Pricing:
         keys = (self.unit_key(unit, integer=side) for unit in self.units for side in (False, True))
         return all(key in self.table.entries for key in keys)
 
+    def own(self) -> CostTable:
+        """What of the table is about this model."""
+        keys = {self.unit_key(unit, integer=side) for unit in self.units for side in (False, True)}
+        for border in self.borders:
+            keys |= {f"{what} {self._shape(border.value)}" for what in ("quantize", "dequantize")}
+            keys |= {self.quantize_key(border)} if border.readers else set()
+            if border.maker is not None:
+                nodes = [unit.nodes[0] for unit in border.readers]
+                keys |= {self.dequantize_key(border, node) for node in (*nodes, *border.others)}
+        known = self.table.entries
+        return CostTable(self.table.machine, {k: known[k] for k in sorted(keys) if k in known}, self.table.wholes)
+
     def prices(self) -> Prices:
         """What the table says of this model; a unit that it does not know is as fast on both sides."""
         result, entries = Prices(), self.table.entries

@@ -54,13 +54,16 @@ class Candidate:
 
 @dataclass
 class Measured:
-    """``chosen`` among ``candidates``; ``table`` says why."""
+    """``chosen`` among ``candidates``; ``table`` says why. ``cheapest``: what the last cut leaves in float, of
+    ``regions``."""
 
     chosen: Candidate
     candidates: list[Candidate]
     all_float: tuple[float, float, float] | None
     table: CostTable
-    source: str
+    cheapest: frozenset[str]
+    regions: int
+    source: str = ""
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,6 +71,8 @@ class Measured:
         simplified = self.all_float
         return {
             "chosen": self.chosen.name,
+            "regions": self.regions,
+            "cheapest_in_float": len(self.cheapest),
             "left_in_float": sorted(self.chosen.floats),
             "candidates": [candidate.as_dict() for candidate in self.candidates],
             "all_float": None if simplified is None else dict(zip(("median", "low", "high"), simplified, strict=True)),
@@ -112,8 +117,9 @@ class Search:
         found = self._decided(pricing) if given else self._search(pricing)
         if not given:
             keep(table)
+            found.table = pricing.own()
             if self.table is not None:
-                table.write(self.table)
+                found.table.write(self.table)
         found.source = str(self.table) if given else "measured"
         found.seconds = time.perf_counter() - started
         return found
@@ -124,10 +130,12 @@ class Search:
         best = min(tries, key=lambda one: (one["ratio"], one["float"]), default=None)
         floats = cut(self.units, pricing.prices()) if best is None else frozenset(best["float"])
         rules = Candidate(RULES, frozenset(), self.rules, None)
-        made = self._build("cost table", floats) if floats else rules
-        return Measured(
-            made or rules, [rules, *([made] if made is not None and made is not rules else [])], None, pricing.table, ""
-        )
+        made = self._build("cost table", floats) if floats else None
+        if made is not None and self.holds is not None:
+            made.holds = self.holds(made.model)
+            made = made if made.holds else None
+        tried = [rules] if made is None else [rules, made]
+        return Measured(tried[-1], tried, None, pricing.table, floats, len(self.units))
 
     def _search(self, pricing: Pricing) -> Measured:
         """Cut, build, profile and cut again; then time what was built as a whole."""
@@ -156,7 +164,8 @@ class Search:
         ]
         usable = [c for c in candidates if c.holds is not False and c.ratio is not None]
         chosen = min(usable, key=lambda c: c.ratio[0] if c.ratio else 0.0, default=candidates[0])
-        return Measured(chosen, candidates, all_float, pricing.table, "")
+        floats = cut(self.units, pricing.prices())
+        return Measured(chosen, candidates, all_float, pricing.table, floats, len(self.units))
 
     def _build(self, name: str, floats: frozenset[str]) -> Candidate | None:
         """The exact model with everything but ``floats`` in integers; None where nothing is left."""

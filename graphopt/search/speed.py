@@ -140,6 +140,8 @@ def told(found: dict[str, Any]) -> str:
     """One line on what measuring found."""
     by_name = {one["name"]: one for one in found["candidates"]}
     chosen, rules = by_name[found["chosen"]], by_name["rules"]
+    if found["cheapest_in_float"] == found["regions"] and chosen is rules:
+        return f"placement: measured here, each of {plural(found['regions'], 'region')} is cheaper in float"
     if chosen is rules:
         return f"placement: nothing of {plural(len(by_name), 'mixture')} measured here is faster than the rules alone"
     text = f"placement: {plural(chosen['in_float'], 'region')} left in float, because the model is faster that way"
