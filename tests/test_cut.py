@@ -272,11 +272,6 @@ def test_what_only_pays_for_conversions_stays_in_float(mixture: list[str]) -> No
     assert found["all_float"]["low"] <= found["all_float"]["median"] <= found["all_float"]["high"]
     best = min(found["candidates"], key=lambda c: c["ratio"]["median"])
     assert best["name"] == found["chosen"], "what is measured best is kept"
-    integer, plain = (
-        next(v for k, v in table["entries"].items() if "group=64" in k and k.endswith(s)) for s in ("auto", "float")
-    )
-    conversions = [v for k, v in table["entries"].items() if k == "quantize 1x64x40x40"]
-    assert integer + conversions[0] > plain
     if "cut 1" in names:  # it is only built where the heavy one is worth its integers
         assert found["left_in_float"] == ["light"] or found["chosen"] == "rules"
 
@@ -314,6 +309,8 @@ def test_the_table_decides(dear: str, mixture: list[str]) -> None:
     quantized = {i for node in made.graph.node if node.op_type == "DequantizeLinear" for i in node.output}
     in_integers = {node.name for node in made.graph.node if node.op_type == "Conv" and node.input[1] in quantized}
     assert in_integers == {"heavy", "light"} - {dear}
+    entry = next(e for e in ran.json["ledger"] if e["pass"] == "quantize-static")
+    assert entry["nodes"][1] == ran.json["output"]["nodes"], "the ledger tells of what was handed over"
 
 
 def test_rules_that_come_out_slower_are_looked_at_again(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

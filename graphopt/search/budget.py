@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.base import Context, Gates, PassResult, Pipeline, Skip, flatten
 from graphopt.errors import RuntimeFailure
+from graphopt.graph import nodes
 from graphopt.judge import judge
 from graphopt.manager import LedgerEntry, RunResult
-from graphopt.model import clone
+from graphopt.model import clone, weight_bytes
 from graphopt.passes.quantize_static import QuantizeStatic
 from graphopt.search.sensitivity import CachedSweep, LayerDamage, escaped, sensitivity
 
@@ -112,13 +113,20 @@ def keep_to_budget(
             "no quantized part keeps to the budget: layers went back to float worst first, until one was left"
         )
     else:
-        result.model = found.model
-        entry.changes, entry.skipped, entry.metrics = found.result.changes, found.result.skipped, found.result.metrics
+        adopt(result, entry, found.model, found.result)
         result.notes.append(
             f"{len(found.excluded)} of {len(found.damages)} layers were left in float to keep to the budget; they were "
             f"chosen on {len(chosen_on or ())} of the {len(judging)} samples that judge"
         )
     return [damage.as_dict() for damage in found.damages]
+
+
+def adopt(result: RunResult, entry: LedgerEntry, model: ir.Model, done: PassResult) -> None:
+    """Let ``result`` be ``model``, which the pass of ``entry`` made in another way."""
+    result.model = model
+    entry.changes, entry.skipped, entry.metrics = done.changes, done.skipped, done.metrics
+    entry.nodes = (entry.nodes[0], sum(1 for _ in nodes(model)))
+    entry.weight_bytes = (entry.weight_bytes[0], weight_bytes(model))
 
 
 def static_step(pipeline: Pipeline, result: RunResult) -> tuple[QuantizeStatic | None, LedgerEntry | None]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _ROUNDS = 3
 _PROFILE_SECONDS = 0.5
+_MARGIN = 0.1
+"""What a region has to gain for the cautious cut, of its time in float."""
+
 RULES = "rules"
 
 Holds = Callable[["ir.Model"], bool]
@@ -154,6 +157,7 @@ class Search:
                 break
             candidates.append(made)
             pricing.observe([made.model], self.feeds, _PROFILE_SECONDS)
+        candidates += self._cautious(candidates, pricing)
         if self.holds is not None:
             candidates += self._along_the_hull(candidates, pricing)
         all_float = self._race(candidates)
@@ -166,6 +170,13 @@ class Search:
         chosen = min(usable, key=lambda c: c.ratio[0] if c.ratio else 0.0, default=candidates[0])
         floats = cut(self.units, pricing.prices())
         return Measured(chosen, candidates, all_float, pricing.table, floats, len(self.units))
+
+    def _cautious(self, candidates: Sequence[Candidate], pricing: Pricing) -> list[Candidate]:
+        """The cut once more, for regions that gain a good deal only: small gains are the first to be noise."""
+        prices = pricing.prices()
+        floats = cut(self.units, prices, {name: round(_MARGIN * ns) for name, ns in prices.in_float.items()})
+        made = None if floats in {c.floats for c in candidates} else self._build("cautious cut", floats)
+        return [] if made is None else [made]
 
     def _build(self, name: str, floats: frozenset[str]) -> Candidate | None:
         """The exact model with everything but ``floats`` in integers; None where nothing is left."""

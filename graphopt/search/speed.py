@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import InputError
+from graphopt.errors import InputError, RuntimeFailure
 from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
 from graphopt.report.units import plural, seconds
-from graphopt.search.budget import budget, static_step
+from graphopt.search.budget import adopt, budget, static_step
 from graphopt.search.costs import read_table
 from graphopt.search.measured import Search
 from graphopt.target import get_target
@@ -84,15 +84,15 @@ class Promise:
         search = Search(
             original, result.exact, result.model, step, context, timed_feeds(original, context), holds, time, table
         )
-        found = search.run()
+        try:
+            found = search.run()
+        except RuntimeFailure:
+            if self.placement == "measured":
+                raise
+            return None  # nobody asked for it, and what the rules made is judged all the same
         chosen = found.chosen
         if chosen.result is not None:
-            result.model = chosen.model
-            entry.changes, entry.skipped, entry.metrics = (
-                chosen.result.changes,
-                chosen.result.skipped,
-                chosen.result.metrics,
-            )
+            adopt(result, entry, chosen.model, chosen.result)
         return found.as_dict()
 
     def unchecked(self, gates: Gates, target: str, time: float) -> str | None:
