@@ -17,6 +17,7 @@ _API = (
     "optimize",
     "quantize",
     "compare",
+    "bench",
     "bisect",
     "diff",
     "extract",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from graphopt.api import CompareResult as CompareResult
     from graphopt.api import Diff as Diff
     from graphopt.api import Result as Result
+    from graphopt.api import bench as bench
     from graphopt.api import bisect as bisect
     from graphopt.api import compare as compare
     from graphopt.api import diff as diff

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import graphopt.surgery  # noqa: F401  # registers the gs.Graph loader
 from graphopt import data as data_module
 from graphopt.base import Context, Skip, flatten
+from graphopt.benchmark import bench
 from graphopt.bisection import Bisection, bisect
 from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
@@ -24,6 +25,7 @@ from graphopt.linting import lint
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike, interface
 from graphopt.model_diff import Diff, diff
+from graphopt.outcome import with_report
 from graphopt.pipeline import (
     Options,
     Result,
@@ -34,13 +36,13 @@ from graphopt.pipeline import (
     merge_options,
     read_source,
     requested,
-    with_report,
 )
 from graphopt.presets import exact_passes, prepare
 from graphopt.ranking import sensitivity
 from graphopt.recipe import Recipe, chosen, read
 from graphopt.registry import create
 from graphopt.report.document import about, versions
+from graphopt.search.speed import Promise
 from graphopt.session import Session
 from graphopt.target import get_target
 from graphopt.validation import Comparison, compare_sessions, random_feeds, runnable
@@ -88,6 +90,9 @@ def quantize(
     weights: str = "auto",
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
+    allow_slower: bool = False,
+    placement: str = "auto",
+    cost_table: str | Path | None = None,
     **options: Any,
 ) -> Result:
     """Simplify, then quantize: ``static`` (QDQ from calibration ``data``) or ``dynamic`` (no data needed).
@@ -100,11 +105,15 @@ def quantize(
         weights: ``auto``, ``s8``, ``s7`` or ``u8``.
         exclude: names, globs, ``re:`` expressions or operator types that stay in float.
         include: the only ones to quantize, likewise.
+        allow_slower: hand the result over even where it is slower than ``model`` on this machine.
+        placement: what runs in integers: as the target's ``rules`` say, as ``measured`` here, or ``auto``: by the
+            rules, and measured where that comes out slower than ``model``.
+        cost_table: a file for ``measured``: read where it exists, and then it decides; else written.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
     Raises:
         InputError: bad model, data or option; static without data.
-        NothingDone: no layer could be quantized; the message says why.
+        NothingDone: no layer could be quantized, or the result is slower than the original; the message says why.
         GateFailed: a gate was not met.
     """
     merged = merge_options({**options, "data": data}, None)
@@ -115,13 +124,16 @@ def quantize(
             "--data folder/, or --data loader.py:function; or spell out --data random; or use --mode dynamic"
         )
     check_gates(merged)
-    merged.settings = {"mode": mode, **settings}
+    promise = Promise(allow_slower, placement, cost_table)
+    promise.check(mode, merged.target, merged.time)
+    merged.settings = {"mode": mode, **settings, **vars(promise)}
     loaded, source = read_source(model, merged)
     why = runnable(loaded) if mode == "static" else None
     if why is not None:
         raise InputError(f"static quantization has to run the model and cannot: {why}; try --mode dynamic, or optimize")
     pipeline = [*prepare(loaded, merged.target), create(f"quantize-{mode}", settings)]
-    return make(loaded, pipeline, merged, verb="quantize", named=source, must=[f"quantize-{mode}"])
+    must = [f"quantize-{mode}"]
+    return make(loaded, pipeline, merged, verb="quantize", named=source, must=must, promise=promise)
 
 
 def _quantization(
@@ -354,6 +366,7 @@ __all__ = [
     "Diff",
     "Options",
     "Result",
+    "bench",
     "bisect",
     "compare",
     "diff",

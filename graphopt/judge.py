@@ -15,7 +15,8 @@ from graphopt.errors import InputError, RuntimeFailure
 from graphopt.gates import GateResult, Metric, MetricResult, drop_gate, measure, parse_size
 from graphopt.model import interface
 from graphopt.report.units import ratio, size
-from graphopt.session import Session, Timing, time_models
+from graphopt.session import Feeds, Session
+from graphopt.timing import Timing, time_models
 from graphopt.validation import Comparison, compare_sessions, runnable_feeds
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ COLLAPSE_DB = 5.0
 GAP_DB = 3.0
 """How far optimizations on may fall below off before the report warns (saturating kernels)."""
 
+SLOWER = 1.03
+"""A candidate is slower where the lower bound of its time over the original's is above this: below, it is noise."""
+
 _TIMED_SAMPLES = 4
 
 
 @dataclass
 class Verdict:
-    """What judging found. ``timing``: seconds per run; ``speed``: candidate time over original time."""
+    """What judging found. ``timing``: seconds per run, on ``feeds``; ``speed``: candidate time over original time."""
 
     comparison: Comparison | None = None
     metric: MetricResult | None = None
@@ -43,6 +47,12 @@ class Verdict:
     optimization_gap_db: float | None = None
     gates: list[GateResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    feeds: Sequence[Feeds] = ()
+
+    @property
+    def slower(self) -> bool:
+        """Whether the candidate was timed and is slower than the original, beyond :data:`SLOWER`."""
+        return self.speed is not None and self.speed[1] > SLOWER
 
     @property
     def failed(self) -> list[GateResult]:
@@ -117,13 +127,28 @@ def judge(
         _optimization_gap(verdict, original, candidate, after, feeds, context)
         _collapse(verdict)
     if seconds > 0:
-        context.progress(0, None, "timing")
-        threads = context.threads or 1
-        sessions = {"original": Session(original, threads=threads), "candidate": Session(candidate, threads=threads)}
-        verdict.timing, ratios = time_models(sessions, feeds, seconds=seconds)
-        verdict.speed = ratios["candidate"]
+        verdict.feeds = feeds
+        time_both(verdict, original, candidate, context, seconds=seconds)
     _gate(verdict, gates, sizes)
     return verdict
+
+
+def timed_feeds(original: ir.Model, context: Context) -> list[dict[str, Any]]:
+    """What models are timed on: a few of the samples that judge, or legal random inputs."""
+    dataset = context.eval_data or context.data
+    if dataset is None:
+        return runnable_feeds(context.original, Session(original, threads=context.threads), 2, seed=context.seed)
+    inputs, _ = interface(context.original)
+    return [to_feeds(sample, inputs) for sample in dataset.take(_TIMED_SAMPLES)]
+
+
+def time_both(verdict: Verdict, original: ir.Model, candidate: ir.Model, context: Context, *, seconds: float) -> None:
+    """Time the two against each other on what ``verdict`` was judged on, and enter it there."""
+    context.progress(0, None, "timing")
+    threads = context.threads or 1
+    sessions = {"original": Session(original, threads=threads), "candidate": Session(candidate, threads=threads)}
+    verdict.timing, ratios = time_models(sessions, verdict.feeds, seconds=seconds)
+    verdict.speed = ratios["candidate"]
 
 
 def _on_data(

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
-from graphopt.base import Context, Gates, Pass, Pipeline, Progress, flatten
-from graphopt.errors import GateFailed, GraphoptError, InputError, ModelError, NothingDone
+from graphopt.base import Context, Gates, Pass, Pipeline, Progress
+from graphopt.errors import InputError, ModelError
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.judge import Verdict, judge
 from graphopt.ledger import RunResult
 from graphopt.manager import VERIFY, PassManager
 from graphopt.model import ModelLike, interface, load, to_proto
+from graphopt.outcome import blank, hold, merge_notes, narrowed, something_done
 from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
 from graphopt.search.budget import keep_to_budget
+from graphopt.search.speed import Promise, told, untold
 from graphopt.statistics import Statistics, channel_means, collect
 from graphopt.storage import save
 from graphopt.target import get_target
@@ -221,37 +223,52 @@ def make(
     verb: str,
     must: Collection[str] = (),
     named: ModelLike | None = None,
+    promise: Promise | None = None,
 ) -> Result:
     """The one road every model takes: load, data, passes, judging, gates, report.
 
     ``must`` names the passes that have to change something. ``named``: what to call the source where it is loaded
-    already.
+    already. ``promise``: that the result is not slower than the original; NothingDone where it is.
     """
     check_gates(options)
     metric = as_metric(options.metric)
     model, given = read_source(source, options)
-    report = {
-        **versions(verb, vars(options)),
-        "input": about(model, given if named is None else named),
-        **dict.fromkeys(("output", "data", "eval_data", "sensitivity", "reproducer", "error")),
-        **Verdict().as_dict(),
-        "ledger": [],
-        "notes": [],
-        "exit_code": 0,
-    }
+    report = {**versions(verb, vars(options)), **blank(about(model, given if named is None else named))}
     first = requested(model, options)
     pipeline, must = [*first, *pipeline], [*must, *(p.name for p in first if p.name == "upgrade-opset")]
     context = make_context(facing(model, pipeline), options, report)
     context.progress(0, None, "running the passes")
     result = PassManager(pipeline, verify=options.verify, raise_preconditions=must).run(model, context)
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
-    _nothing_done(result, pipeline, must, report)
+    something_done(result, pipeline, must, report)
     if options.search:
         report["sensitivity"] = keep_to_budget(result, pipeline, model, context, options.gates, metric)
         report["ledger"] = [entry.as_dict() for entry in result.ledger]
-    report["notes"] += _narrowed(result, pipeline) + result.notes
+    report["notes"] += narrowed(result, pipeline) + result.notes
+    if promise is not None and promise.wanted(None, None):
+        _place(promise, result, pipeline, model, context, options, metric, report)
+    verdict = _judged(promise, result, model, context, options, metric, report)
+    if promise is not None and promise.wanted(verdict, report["never_slower"]):
+        _place(promise, result, pipeline, model, context, options, metric, report)
+        verdict = _judged(promise, result, model, context, options, metric, report)
+    report.update(verdict.as_dict())
+    merge_notes(report["notes"], verdict.notes + untold(report["never_slower"]))
+    report["reproducer"] = str(result.reproducer) if result.reproducer else None
+    hold(verdict, result, report, strict=options.strict)
+    return Result(result.model, report, model)
+
+
+def _judged(
+    promise: Promise | None,
+    result: RunResult,
+    model: ir.Model,
+    context: Context,
+    options: Options,
+    metric: Metric | None,
+    report: dict[str, Any],
+) -> Verdict:
+    """``result`` against ``model``; ``report`` is told what it is, and whether the promise is kept."""
     report["output"] = about(result.model, None)
-    approximate = any(e.contract == "approximate" and e.changes for e in result.ledger)
     context.progress(0, None, "comparing with the original")
     verdict = judge(
         model,
@@ -261,13 +278,29 @@ def make(
         metric=metric,
         sizes=(report["input"]["bytes"], report["output"]["bytes"]),
         seconds=options.time,
-        approximate=approximate,
+        approximate=any(e.contract == "approximate" and e.changes for e in result.ledger),
     )
-    report.update(verdict.as_dict())
-    _merge_notes(report["notes"], verdict.notes)
-    report["reproducer"] = str(result.reproducer) if result.reproducer else None
-    _hold(verdict, result, options, report)
-    return Result(result.model, report, model)
+    if promise is not None:
+        report["never_slower"] = promise.keep(verdict, model, result.model, context, options.gates, options.time)
+    return verdict
+
+
+def _place(
+    promise: Promise,
+    result: RunResult,
+    pipeline: Pipeline,
+    model: ir.Model,
+    context: Context,
+    options: Options,
+    metric: Metric | None,
+    report: dict[str, Any],
+) -> None:
+    """Look for the fastest mixture; ``result`` becomes it and ``report`` says how."""
+    found = promise.search(result, pipeline, model, context, options.gates, metric, options.time)
+    report["placement"] = found
+    report["ledger"] = [entry.as_dict() for entry in result.ledger]
+    if found is not None:
+        report["notes"].append(told(found))
 
 
 def requested(model: ir.Model, options: Options) -> list[Pass]:
@@ -337,50 +370,3 @@ class _Feeds:
     def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
         for index, sample in enumerate(self.dataset):
             yield data_module.feeds(sample, self.inputs, name=self.dataset.sample_name(index))
-
-
-def _nothing_done(result: RunResult, pipeline: Pipeline, must: Collection[str], report: dict[str, Any]) -> None:
-    """Raise where a pass did not do what the user asked it for."""
-    narrowing = {step.name for step in flatten(pipeline) if step.narrows}
-    for name in dict.fromkeys((*narrowing, *must)):
-        entry = next(e for e in result.ledger if e.name == name)
-        if entry.changes or (name not in must and entry.status != "reverted"):
-            continue
-        reasons = list(dict.fromkeys(s.reason for s in entry.skipped)) or [entry.reason or "no reason was given"]
-        shown = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
-        raise with_report(NothingDone(f"{name} changed nothing: {shown}; nothing was written"), report)
-
-
-def _narrowed(result: RunResult, pipeline: Pipeline) -> list[str]:
-    """What the result does not take any more, or why it still does: a note for each pass that was asked."""
-    names = {step.name for step in flatten(pipeline) if step.narrows}
-    found: list[str] = []
-    for entry in (e for e in result.ledger if e.name in names):
-        told = [f"{c.site} {c.detail}" for c in entry.changes] or [f"nothing, {s.reason}" for s in entry.skipped]
-        more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
-        found.append(f"{entry.name}, as asked: {'; '.join(told[:4])}{more}")
-    return found
-
-
-def _hold(verdict: Verdict, result: RunResult, options: Options, report: dict[str, Any]) -> None:
-    """Raise where a gate failed, or a revert matters to the user."""
-    problems = [f"gate {g.gate} {g.asked} failed: {g.measured}" for g in verdict.failed]
-    if options.strict and result.reverted:
-        problems += [f"pass {e.name} was {e.status}: {e.reason}" for e in result.reverted]
-    if problems:
-        raise with_report(GateFailed("; ".join(problems) + "; nothing was written"), report)
-
-
-def with_report(error: GraphoptError, report: dict[str, Any]) -> GraphoptError:
-    """``error``, carrying everything that was measured before it."""
-    report["error"], report["exit_code"] = str(error), int(error.exit_code)
-    error.report = report
-    return error
-
-
-def _merge_notes(notes: list[str], more: list[str]) -> None:
-    """Append, but a reason that two stages met (the model does not run here) is told once, by the later one."""
-    for note in more:
-        _, _, reason = note.partition(": ")
-        notes[:] = [n for n in notes if not reason or not n.endswith(reason)]
-        notes.append(note)

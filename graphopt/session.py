@@ -1,21 +1,17 @@
-"""ONNX Runtime (nothing else here imports it): run, tap values, time models against each other, isolate in a child."""
+"""ONNX Runtime (nothing else here imports it): run, tap values, profile, isolate in a child."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
-import statistics as pystatistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from graphopt.errors import GraphoptError, RuntimeFailure
 from graphopt.model import to_proto
@@ -28,6 +24,8 @@ if TYPE_CHECKING:
 
 Feeds = Mapping[str, "NDArray[Any]"]
 Outputs = dict[str, "NDArray[Any]"]
+
+_OPTIMIZED = "optimized.onnx"
 
 TAP_CHUNK_BYTES = 1 << 30
 """Default cap on what the tapped values of one run may hold together."""
@@ -47,6 +45,7 @@ class Session:
     choice to the runtime; ``taps`` are names of inner values returned beside the outputs (``outputs`` False: instead
     of them). ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`.
     ``sizes_first`` runs Size and Shape nodes as soon as they can, so that nothing is kept alive for them.
+    ``profile`` records what each node takes; see :meth:`profiled`.
 
     Raises:
         RuntimeFailure: the model does not load; the message is the runtime's own, in one line.
@@ -62,27 +61,24 @@ class Session:
         outputs: bool = True,
         permuted: bool = False,
         sizes_first: bool = False,
+        profile: bool = False,
     ) -> None:
         import onnx_ir as ir
-        import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # we report failures ourselves, in one line
-        levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        if sizes_first:
-            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        # A pool that spins between runs steals the core from whoever works on the outputs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+        options = _session_options(optimize=optimize, threads=threads, sizes_first=sizes_first)
         proto = to_proto(model) if isinstance(model, ir.Model) else model
         if taps or not outputs:
             proto = _with_taps(proto, taps, keep_outputs=outputs)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        if profile:
+            self._scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
         try:
             source = self._source(proto)
+            if profile and isinstance(source, bytes):  # a larger one could not be written
+                assert self._scratch is not None
+                options.optimized_model_filepath = str(Path(self._scratch.name) / _OPTIMIZED)
             if (
                 permuted
                 and optimize
@@ -103,7 +99,7 @@ class Session:
 
         if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
             return bytes(proto.SerializeToString())
-        self._scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="graphopt-")
         path = Path(self._scratch.name) / "model.onnx"
         save(ir.from_proto(proto), path, external=True)
         return str(path)
@@ -120,6 +116,36 @@ class Session:
         except Exception as error:
             raise RuntimeFailure(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
         return dict(zip(wanted, values, strict=True))
+
+    def profiled(self) -> tuple[list[dict[str, Any]], onnx.GraphProto]:
+        """What a session made with ``profile`` recorded (the runtime's events as it writes them), and the graph as
+        the runtime optimized it (empty above 2 GB). It ends the recording."""
+        import onnx
+
+        events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        assert self._scratch is not None
+        path = Path(self._scratch.name) / _OPTIMIZED
+        graph = onnx.load(path, load_external_data=False).graph if path.is_file() else onnx.GraphProto()
+        self._scratch.cleanup()
+        return events, graph
+
+
+def _session_options(*, optimize: bool, threads: int | None, sizes_first: bool) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # we report failures ourselves, in one line
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if sizes_first:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    # A pool that spins between runs steals the core from whoever works on the outputs, or is timed next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def _with_taps(proto: onnx.ModelProto, taps: Sequence[str], *, keep_outputs: bool) -> onnx.ModelProto:
@@ -245,60 +271,6 @@ def _tap_bytes(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int
     session = Session(proto, optimize=False, threads=threads, taps=wanted, outputs=False, sizes_first=True)
     found = session.run(feeds, wanted)
     return sizes | {name: int(found[size]) * bits // 8 for name, (size, bits) in measured.items()}
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per run: the median, and the first and third quartile around it."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-
-def time_models(
-    sessions: Mapping[str, Session],
-    feeds: Sequence[Feeds],
-    *,
-    rounds: int = 30,
-    seconds: float = 3.0,
-    warmup: int = 3,
-) -> tuple[dict[str, Timing], dict[str, tuple[float, float, float]]]:
-    """Time several models against each other, interleaved, in one go.
-
-    Returns the timings, and for each model after the first the ratio of its time to the first's: (median of the
-    per-round ratios, 5th and 95th percentile of that median under resampling of the rounds).
-    """
-    order = list(sessions)
-    for name in order:
-        for index in range(warmup):
-            sessions[name].run(feeds[index % len(feeds)])
-    taken: dict[str, list[float]] = {name: [] for name in order}
-    started = time.perf_counter()
-    for index in range(rounds * 100):
-        feed = feeds[index % len(feeds)]
-        for name in order if index % 2 == 0 else reversed(order):
-            before = time.perf_counter()
-            sessions[name].run(feed)
-            taken[name].append(time.perf_counter() - before)
-        if time.perf_counter() - started > seconds and index + 1 >= min(rounds, 10):
-            break
-    timings = {name: _timing(taken[name]) for name in order}
-    base = np.asarray(taken[order[0]])
-    ratios = {}
-    for name in order[1:]:
-        paired = np.asarray(taken[name]) / base
-        draws = np.random.default_rng(0).integers(0, len(paired), (200, len(paired)))
-        medians = np.median(paired[draws], axis=1)
-        low, high = np.percentile(medians, [5, 95])
-        ratios[name] = (float(np.median(paired)), float(low), float(high))
-    return timings, ratios
-
-
-def _timing(values: list[float]) -> Timing:
-    low, median, high = pystatistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return Timing(median, low, high, len(values))
 
 
 def in_child(function: Callable[..., Any], *arguments: Any, timeout: float = 600.0, memory: int | None = None) -> Any:

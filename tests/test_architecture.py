@@ -23,7 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("graph", "storage", "numbering", "common_inputs"),
     ("cost", "channels", "align", "tensors", "surgery", "session", "target"),
     ("data", "difference", "weights", "propagation"),
-    ("statistics", "validation", "gates", "autodiff", "model_diff", "values"),
+    ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "extraction", "divergence", "workload"),
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),
     ("registry", "foreign", "neighbourhood"),
@@ -33,9 +33,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("ledger",),
     ("manager",),
     ("inspection", "judge"),
-    ("search", "convert", "linting", "presets"),
+    ("search", "convert", "linting", "presets", "outcome"),
     ("pipeline",),
-    ("ranking", "bisection"),
+    ("ranking", "bisection", "benchmark"),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),
@@ -43,7 +43,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """A module imports from earlier lines only (what is here and not yet written is the design's)."""
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "bisection", "api", "cli")
+ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "bisection", "benchmark", "api", "cli")
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 
 

@@ -25,6 +25,7 @@ COMMANDS: dict[str, list[str]] = {
             "inspect",
             "optimize",
             "quantize",
+            "bench",
             "compare",
             "bisect",
             "diff",

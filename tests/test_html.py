@@ -40,6 +40,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         metric="accuracy",
         max_drop="5%",
         time=0.1,
+        allow_slower=True,
     )
     result.save(tmp_path_factory.mktemp("out") / "digits.int8.onnx")
     return result.report

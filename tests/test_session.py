@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import InputError, RuntimeFailure
 from graphopt.model import load
-from graphopt.session import Session, in_child, one_line, tap_chunks, time_models
+from graphopt.session import Session, in_child, one_line, tap_chunks
+from graphopt.timing import time_models
 
 
 def chain(length: int = 4, size: int = 0) -> ir.Model:

@@ -48,11 +48,24 @@ from graphopt.cli import _complete, _options
 )
 @click.option("--include", multiple=True, metavar="P", help="Quantize only these (repeatable).")
 @click.option(
+    "--placement",
+    type=click.Choice(["auto", "rules", "measured"]),
+    default="auto",
+    show_default=True,
+    help="What runs in integers: by the target's rules, as measured here, or measured where the rules come out slower.",
+)
+@click.option(
+    "--cost-table", metavar="T.json", help="Of --placement measured: read if there, and it decides; else written."
+)
+@click.option(
     "--dry-run", is_flag=True, help="Print what would be quantized and why the rest would not; write nothing."
 )
 @_options.data
 @_options.images
 @_options.gates
+@click.option(
+    "--allow-slower", is_flag=True, help="Write the result even where it is slower than IN here (else exit 3)."
+)
 @_options.model
 @_options.asked
 @_options.running
@@ -63,8 +76,9 @@ def command(
     """Quantize IN to 8 bits: exact passes first, then QDQ from real calibration data (static) or none (dynamic).
 
     What stays in float is listed with the reason. The result is compared with the original on data it was not
-    calibrated with, timed against it, and written only if every gate you gave holds. Where --max-drop or --min-sqnr
-    would fail, static quantization puts the layers that hurt most back to float until it holds.
+    calibrated with, timed against it, and written only if it is not slower here and every gate you gave holds. Where
+    --max-drop or --min-sqnr would fail, static quantization puts the layers that hurt most back to float until it
+    holds.
     """
     from graphopt import api
     from graphopt.cli._finish import make, refuse_page
@@ -78,6 +92,8 @@ def command(
         options["exclude"] = [*options.get("exclude", ()), *excluded_layers(exclude_from)]
     if dry_run:
         refuse_page("--dry-run makes no report; leave --report out")
+        for key in ("allow_slower", "placement", "cost_table"):  # a plan measures nothing
+            options.pop(key, None)
         _plan(model, options, shown)
         return
     target = where(output, destination)

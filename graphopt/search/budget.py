@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.base import Context, Gates, PassResult, Pipeline, Skip, flatten
 from graphopt.errors import RuntimeFailure
+from graphopt.graph import nodes
 from graphopt.judge import judge
-from graphopt.ledger import RunResult
-from graphopt.model import clone
+from graphopt.ledger import LedgerEntry, RunResult
+from graphopt.model import clone, weight_bytes
 from graphopt.passes.quantize_static import QuantizeStatic
 from graphopt.search.sensitivity import CachedSweep, LayerDamage, escaped, sensitivity
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.data import Dataset
     from graphopt.gates import Metric
 
 LEAST = 40
@@ -94,21 +96,12 @@ def keep_to_budget(
     Changes ``result`` where a set of layers keeps to the budget; returns every layer's damage, or None where nothing
     had to be searched.
     """
-    step = next((p for p in flatten(pipeline) if isinstance(p, QuantizeStatic)), None)
-    entry = next((e for e in result.ledger if step is not None and e.name == step.name), None)
-    budget = Gates(max_drop=gates.max_drop, min_sqnr=gates.min_sqnr, certify=gates.certify)
+    step, entry = static_step(pipeline, result)
+    holds, chosen_on = budget(original, context, gates, metric)
     judging = context.eval_data or context.data
-    if step is None or entry is None or result.exact is None or judging is None or not budget.asked():
+    if step is None or entry is None or result.exact is None or judging is None or holds is None:
         return None
-    chosen_on = judging if len(judging) < 2 * LEAST else judging.subset(range(0, len(judging), 2))
     searching = replace(context, eval_data=chosen_on)
-
-    def holds(candidate: ir.Model) -> bool:
-        verdict = judge(
-            original, candidate, searching, budget, metric=metric, sizes=(1, 1), seconds=0, approximate=False
-        )
-        return not verdict.failed
-
     try:
         if holds(result.model):
             return None
@@ -120,10 +113,44 @@ def keep_to_budget(
             "no quantized part keeps to the budget: layers went back to float worst first, until one was left"
         )
     else:
-        result.model = found.model
-        entry.changes, entry.skipped, entry.metrics = found.result.changes, found.result.skipped, found.result.metrics
+        adopt(result, entry, found.model, found.result)
         result.notes.append(
             f"{len(found.excluded)} of {len(found.damages)} layers were left in float to keep to the budget; they were "
-            f"chosen on {len(chosen_on)} of the {len(judging)} samples that judge"
+            f"chosen on {len(chosen_on or ())} of the {len(judging)} samples that judge"
         )
     return [damage.as_dict() for damage in found.damages]
+
+
+def adopt(result: RunResult, entry: LedgerEntry, model: ir.Model, done: PassResult) -> None:
+    """Let ``result`` be ``model``, which the pass of ``entry`` made in another way."""
+    result.model = model
+    entry.changes, entry.skipped, entry.metrics = done.changes, done.skipped, done.metrics
+    entry.nodes = (entry.nodes[0], sum(1 for _ in nodes(model)))
+    entry.weight_bytes = (entry.weight_bytes[0], weight_bytes(model))
+
+
+def static_step(pipeline: Pipeline, result: RunResult) -> tuple[QuantizeStatic | None, LedgerEntry | None]:
+    """The static quantization in a pipeline, and what became of it; (None, None) where there is none."""
+    step = next((p for p in flatten(pipeline) if isinstance(p, QuantizeStatic)), None)
+    entry = next((e for e in result.ledger if step is not None and e.name == step.name), None)
+    return step, entry
+
+
+def budget(
+    original: ir.Model, context: Context, gates: Gates, metric: Metric | None
+) -> tuple[Holds | None, Dataset | None]:
+    """Whether a quantized model keeps to ``max_drop`` and ``min_sqnr``, and the samples that tell; None: no budget."""
+    asked = Gates(max_drop=gates.max_drop, min_sqnr=gates.min_sqnr, certify=gates.certify)
+    judging = context.eval_data or context.data
+    if judging is None or not asked.asked():
+        return None, judging
+    chosen_on = judging if len(judging) < 2 * LEAST else judging.subset(range(0, len(judging), 2))
+    searching = replace(context, eval_data=chosen_on)
+
+    def holds(candidate: ir.Model) -> bool:
+        verdict = judge(
+            original, candidate, searching, asked, metric=metric, sizes=(1, 1), seconds=0, approximate=False
+        )
+        return not verdict.failed
+
+    return holds, chosen_on

@@ -125,7 +125,7 @@ def test_two_runs_of_two_hash_seeds_write_the_same_bytes() -> None:
     script = (
         "import hashlib, graphopt\n"
         f"r = graphopt.quantize({str(DEMO / 'digits.onnx')!r}, data={str(DEMO / 'calibration.npz')!r},"
-        " samples=40, threads=1, time=0.01, verify='off')\n"
+        " samples=40, threads=1, time=0, verify='off')\n"
         "print(hashlib.sha256(r.model.SerializeToString(deterministic=True)).hexdigest())\n"
     )
     found = set()
@@ -305,7 +305,7 @@ def test_excluding_what_an_earlier_pass_fused_is_noted() -> None:
         {"y": [1, 4, 6, 6]},
         weights,
     )
-    result = graphopt.quantize(proto, data=images(1, 4, 6, 6, count=12), exclude=("n_y",), time=0.01, threads=1)
+    result = graphopt.quantize(proto, data=images(1, 4, 6, 6, count=12), exclude=("n_y",), time=0, threads=1)
     skipped = result.report["ledger"][-1]["skipped"]
     assert any(s["site"] == "n_y" and "no effect" in s["reason"] for s in skipped)
 
@@ -367,10 +367,10 @@ def test_what_stays_float_is_listed_with_the_reason() -> None:
 
 def test_half_precision_and_custom_models_say_why() -> None:
     with pytest.raises(NothingDone, match="float16"):
-        graphopt.quantize(str(MODELS / "half.onnx"), data=str(DATA / "half.npz"), time=0.01)
+        graphopt.quantize(str(MODELS / "half.onnx"), data=str(DATA / "half.npz"), time=0)
     proto = build([node("Relu", ["x"], "y")], {"x": [1, 2]}, ["y"])
     with pytest.raises(NothingDone, match="no Conv, MatMul, Gemm"):
-        graphopt.quantize(proto, data=images(1, 2), time=0.01)
+        graphopt.quantize(proto, data=images(1, 2), time=0)
 
 
 def test_quantizing_twice_is_refused(digits: Any) -> None:
@@ -384,7 +384,7 @@ def test_an_older_opset_is_refused_by_the_pass_and_raised_by_the_verb() -> None:
     feeds = fixture_feeds("opset11", 8)
     with pytest.raises(PreconditionError, match="upgrade-opset"):
         apply(onnx.load(MODELS / "opset11.onnx"), QuantizeStatic(), data=feeds)
-    result = graphopt.quantize(str(MODELS / "opset11.onnx"), data=str(DATA / "opset11.npz"), threads=1, time=0.01)
+    result = graphopt.quantize(str(MODELS / "opset11.onnx"), data=str(DATA / "opset11.npz"), threads=1, time=0)
     assert result.report["output"]["opset"] == 13
     assert worst(onnx.load(MODELS / "opset11.onnx"), result.model, feeds, on=True) > 25
 
@@ -448,7 +448,7 @@ def test_bad_options_are_refused_at_once() -> None:
 def test_shared_weights_and_biases_load_and_stay_accurate() -> None:
     proto = onnx.load(MODELS / "shared.onnx")
     feeds = fixture_feeds("shared")
-    result = graphopt.quantize(str(MODELS / "shared.onnx"), data=str(DATA / "shared.npz"), threads=1, time=0.01)
+    result = graphopt.quantize(str(MODELS / "shared.onnx"), data=str(DATA / "shared.npz"), threads=1, time=0)
     before = np.concatenate([run(proto, feed)["features"] for feed in feeds])
     for on in (False, True):
         after = np.concatenate([run(result.model, feed, optimize=on)["features"] for feed in feeds])

@@ -51,6 +51,8 @@ def row(name: str, report: dict[str, Any]) -> str:
     size = report["output"]["bytes"] / report["input"]["bytes"]
     macs = "?" if metrics.get("macs_percent") is None else f"{metrics['macs_percent']:.0f} %"
     latency = f"{ratio['median']:.2f}" if ratio else "not timed"
+    if report["exit_code"]:
+        latency += f" (exit {report['exit_code']}: not written)"
     difference = f"{metric['difference']:+.3f} [{metric['low']:+.3f}, {metric['high']:+.3f}]"
     return (
         f"| {name} | {metric['original']:.3f} | {metric['candidate']:.3f} | "

@@ -1,0 +1,153 @@
+"""The promise that quantizing hands over nothing slower than what came in, where this machine can tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import InputError, RuntimeFailure
+from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
+from graphopt.report.units import plural, seconds
+from graphopt.search.budget import adopt, budget, static_step
+from graphopt.search.costs import read_table
+from graphopt.search.measured import Search
+from graphopt.target import get_target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.base import Context, Gates, Pipeline
+    from graphopt.gates import Metric
+    from graphopt.ledger import RunResult
+
+_AGAIN = 3.0
+"""A model that looks slower is timed again, for this many times as long, before it is refused: machines are busy."""
+
+
+PLACEMENTS = ("auto", "rules", "measured")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """``allow_slower``: the user does not want it kept. ``placement``: who decides what runs in integers: the target's
+    ``rules``, what is ``measured`` here, or ``auto``: the rules, and measuring where they come out slower.
+    ``cost_table``: a file that measuring writes, or that decides in its place."""
+
+    allow_slower: bool = False
+    placement: str = "auto"
+    cost_table: str | Path | None = None
+
+    def check(self, mode: str, target: str, time: float) -> None:
+        """Raise InputError where what is asked for cannot be had."""
+        if self.placement not in PLACEMENTS:
+            raise InputError(f"unknown placement '{self.placement}'; use {', '.join(PLACEMENTS)}")
+        table = Path(self.cost_table) if self.cost_table is not None else None
+        if table is not None and self.placement != "measured":
+            raise InputError("--cost-table is what --placement measured reads or writes; give that too")
+        if self.placement != "measured":
+            return
+        if mode != "static":
+            raise InputError(f"--placement measured places Q/DQ pairs and --mode {mode} has none; leave one out")
+        if not get_target(target).here:
+            raise InputError(f"--placement measured measures this machine, and {target} is another; leave one out")
+        if table is not None and table.exists():
+            read_table(table)
+        elif table is not None and not table.absolute().parent.is_dir():
+            raise InputError(f"the folder of {table} does not exist; make it first: mkdir -p {table.parent}")
+        if time == 0 and not (table is not None and table.exists()):
+            raise InputError("--placement measured has to time models, and --time 0 forbids it; give a --cost-table")
+
+    def wanted(self, verdict: Verdict | None, kept: dict[str, Any] | None) -> bool:
+        """Whether to measure: before anything is judged (``verdict`` None), or because of what judging found."""
+        if verdict is None:
+            return self.placement == "measured"
+        missed = any(gate.gate == "min-speedup" for gate in verdict.failed)
+        return self.placement == "auto" and (missed or (kept is not None and kept["holds"] is False))
+
+    def search(
+        self,
+        result: RunResult,
+        pipeline: Pipeline,
+        original: ir.Model,
+        context: Context,
+        gates: Gates,
+        metric: Metric | None,
+        time: float,
+    ) -> dict[str, Any] | None:
+        """Give ``result`` the fastest mixture; what was found, as the report has it. None: nothing to place."""
+        step, entry = static_step(pipeline, result)
+        if step is None or entry is None or result.exact is None or not get_target(context.target).here:
+            return None
+        holds, _ = budget(original, context, gates, metric)
+        table = Path(self.cost_table) if self.cost_table is not None else None
+        search = Search(
+            original, result.exact, result.model, step, context, timed_feeds(original, context), holds, time, table
+        )
+        try:
+            found = search.run()
+        except RuntimeFailure:
+            if self.placement == "measured":
+                raise
+            return None  # nobody asked for it, and what the rules made is judged all the same
+        chosen = found.chosen
+        if chosen.result is not None:
+            adopt(result, entry, chosen.model, chosen.result)
+        return found.as_dict()
+
+    def unchecked(self, gates: Gates, target: str, time: float) -> str | None:
+        """Why it cannot be, or need not be, checked; None: it is."""
+        if self.allow_slower:
+            return "--allow-slower"
+        if gates.min_speedup is not None:
+            return "--min-speedup says how fast it has to be"
+        if time == 0:
+            return "nothing was timed (--time 0)"
+        if not get_target(target).here:
+            return f"{target} is not this machine"
+        return None
+
+    def keep(
+        self, verdict: Verdict, original: ir.Model, candidate: ir.Model, context: Context, gates: Gates, time: float
+    ) -> dict[str, Any]:
+        """Whether ``verdict``'s timing keeps it, as the report has it; one that seems not to is timed again."""
+        why = self.unchecked(gates, context.target, time)
+        if why is None and verdict.speed is None:
+            why = "the original does not run here"
+        if why is not None:
+            return {"limit": SLOWER, "checked": False, "holds": None, "why": why}
+        if verdict.slower:
+            time_both(verdict, original, candidate, context, seconds=_AGAIN * time)
+        return {"limit": SLOWER, "checked": True, "holds": not verdict.slower, "why": measured(verdict)}
+
+
+def untold(kept: dict[str, Any] | None) -> list[str]:
+    """A note where nobody looked whether the result is slower, though nobody said that it may be."""
+    if kept is None or kept["checked"] or kept["why"].startswith("--") or "does not run" in kept["why"]:
+        return []
+    return [f"whether it is slower than the original was not checked: {kept['why']}"]
+
+
+def measured(verdict: Verdict) -> str:
+    """Both medians, and the ratio with its interval."""
+    assert verdict.speed is not None
+    ratio, low, high = verdict.speed
+    before, after = (seconds(verdict.timing[name].median) for name in ("original", "candidate"))
+    return f"{after} a run, the original {before} ({ratio:.3f}x, 90 %: {low:.3f} to {high:.3f})"
+
+
+def told(found: dict[str, Any]) -> str:
+    """One line on what measuring found."""
+    by_name = {one["name"]: one for one in found["candidates"]}
+    chosen, rules = by_name[found["chosen"]], by_name["rules"]
+    if found["cheapest_in_float"] == found["regions"] and chosen is rules:
+        return f"placement: measured here, each of {plural(found['regions'], 'region')} is cheaper in float"
+    if chosen is rules:
+        return f"placement: nothing of {plural(len(by_name), 'mixture')} measured here is faster than the rules alone"
+    text = f"placement: {plural(chosen['in_float'], 'region')} left in float, because the model is faster that way"
+    if chosen["ratio"] is None or rules["ratio"] is None:
+        return f"{text}, says {found['cost_table']['source']}"
+    return (
+        f"{text}: {chosen['ratio']['median']:.3f}x the original's time, everything in integers "
+        f"{rules['ratio']['median']:.3f}x, the simplified float model {found['all_float']['median']:.3f}x"
+    )
