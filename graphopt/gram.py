@@ -1,6 +1,6 @@
 """Second moments of what each layer reads: H = E[x x^T], in one streaming sweep, in bounded memory.
 
-Every output of a layer is ``W x + b`` for a row ``x`` of its input (a convolution's through im2col), so its squared
+Every output of a layer is ``W x + b`` for some ``x`` of its input (a convolution's through im2col), so its squared
 error after a change of weights is a quadratic: ``E|W x - W' x~|^2 = tr(W H W^T) - 2 tr(W C W'^T) + tr(W' H~ W'^T)``,
 with ``C = E[x x~^T]`` and ``H~ = E[x~ x~^T]`` in the changed model. Rounding, clipping, bias correction and
 reconstruction need nothing else (GPTQ, Frantar 2022; AdaRound, Nagel 2020; He 2017), whatever the number of samples.
@@ -8,11 +8,10 @@ reconstruction need nothing else (GPTQ, Frantar 2022; AdaRound, Nagel 2020; He 2
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,14 +28,17 @@ if TYPE_CHECKING:
 
     Feeds = Iterable[Mapping[str, NDArray[Any]]]
 
-ROWS = 128
-"""Rows per sample: positions of a convolution, tokens of a MatMul. Neighbours tell little that is new."""
+PER_COLUMN = 4
+LEAST_ROWS = 1024
+"""Rows over all samples are about the larger of :data:`LEAST_ROWS` and :data:`PER_COLUMN` times K: positions of a
+convolution, tokens of a MatMul. Neighbours tell little that is new, and the products are what a sweep costs."""
+
+_AT_LEAST = 16  # rows per sample, however many samples there are
 
 MEMORY_MB = 512
 """What the matrices of one sweep may hold together; beyond it they are collected in turns and kept in files."""
 
 _BLOCK = 512  # rows that wait for one product in float32, which is then added in float64
-_SAFE = 1e15  # above it a float32's square may overflow
 
 
 @dataclass
@@ -50,7 +52,7 @@ class LayerInput:
     gram: NDArray[np.float64]
     total: NDArray[np.float64]
     count: int = 0
-    _waiting: list[NDArray[np.float32]] = field(default_factory=list, repr=False)
+    _waiting: list[NDArray[Any]] = field(default_factory=list, repr=False)
 
     @classmethod
     def empty(cls, groups: int, width: int) -> LayerInput:
@@ -67,21 +69,22 @@ class LayerInput:
         """E[x], float64[groups, K]."""
         return self.total / max(self.count, 1)
 
-    def add(self, rows: NDArray[np.float32]) -> None:
-        """Add rows, float32[groups, n, K]; they wait until a block is full, or for :meth:`flush`."""
-        self._waiting.append(rows)
-        if sum(part.shape[1] for part in self._waiting) >= _BLOCK:
+    def add(self, columns: NDArray[np.float32]) -> None:
+        """Add inputs, float32[groups, K, n]; they wait until a block is full, or for :meth:`flush`."""
+        self._waiting.append(columns)
+        if sum(part.shape[2] for part in self._waiting) >= _BLOCK:
             self.flush()
 
     def flush(self) -> None:
         """Count what still waits."""
         if not self._waiting:
             return
-        rows = np.concatenate(self._waiting, axis=1)
+        columns = np.concatenate(self._waiting, axis=2)
         self._waiting = []
-        self.gram += _products(rows, rows)
-        self.total += rows.sum(axis=1, dtype=np.float64)
-        self.count += rows.shape[1]
+        columns, product = _products(columns, columns)
+        self.gram += product
+        self.total += columns.sum(axis=2)
+        self.count += columns.shape[2]
 
     def merge(self, other: LayerInput) -> None:
         """Add what ``other`` saw of the same layer on other samples."""
@@ -92,9 +95,21 @@ class LayerInput:
         self.count += other.count
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a pass is told of a layer's input: its ``moments`` on some samples, and inputs of others to confirm on.
+
+    ``held``: float32[groups, K, n]. ``memo`` is the passes' own: what they worked out of this once already.
+    """
+
+    moments: LayerInput
+    held: NDArray[np.float32]
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+
 @dataclass
 class CrossInput:
-    """A layer's input x in the original beside x~ in a changed model, over the same ``count`` rows.
+    """A layer's input x in the original beside x~ in a changed model, over the same ``count`` positions.
 
     ``cross``: the sum of x x~^T; ``gram``: of x~ x~^T, float64[groups, K, K]; ``total``, ``changed_total``: of x and
     x~, float64[groups, K].
@@ -106,23 +121,29 @@ class CrossInput:
     changed_total: NDArray[np.float64]
     count: int = 0
 
-    def add(self, rows: NDArray[np.float32], changed: NDArray[np.float32]) -> None:
-        """Add rows of both, float32[groups, n, K]."""
-        self.cross += _products(rows, changed)
-        self.gram += _products(changed, changed)
-        self.total += rows.sum(axis=1, dtype=np.float64)
-        self.changed_total += changed.sum(axis=1, dtype=np.float64)
-        self.count += rows.shape[1]
+    def add(self, columns: NDArray[np.float32], changed: NDArray[np.float32]) -> None:
+        """Add inputs of both, float32[groups, K, n]."""
+        columns, cross = _products(columns, changed)
+        changed, product = _products(changed, changed)
+        self.cross += cross
+        self.gram += product
+        self.total += columns.sum(axis=2)
+        self.changed_total += changed.sum(axis=2)
+        self.count += columns.shape[2]
 
 
-def _products(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """The sum over rows of a b^T, [groups, K, K]; one group by BLAS's symmetric product where a is b."""
-    same = a is b
-    if max(float(np.abs(part).max(initial=0.0)) for part in (a, b)) > _SAFE:
-        a, b = a.astype(np.float64), b.astype(np.float64)
-    left = a.transpose(0, 2, 1)
-    found: NDArray[Any] = (left[0] @ left[0].T)[None] if same and len(a) == 1 else np.matmul(left, b)
-    return found
+def _products(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(a, a b^T: [groups, K, K]), both in float32 unless that overflows; NaN and infinity become zero.
+
+    They are looked for in the product, which is smaller than the factors.
+    """
+    with np.errstate(all="ignore"):
+        # Of one group, BLAS multiplies a matrix by its own transpose at half the cost.
+        found: NDArray[Any] = (a[0] @ b[0].T)[None] if len(a) == 1 else np.matmul(a, b.transpose(0, 2, 1))
+    if np.isfinite(found).all():
+        return a, found
+    clean, other = (np.nan_to_num(part.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) for part in (a, b))
+    return clean, np.matmul(clean, other.transpose(0, 2, 1))
 
 
 def squared_error(error: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,12 +158,16 @@ def collect_inputs(
     feeds: Feeds,
     *,
     memory_mb: float = MEMORY_MB,
-    rows: int = ROWS,
+    rows: int | None = None,
+    samples: int | None = None,
     cap: int = TAP_CHUNK_BYTES,
     threads: int | None = None,
     scratch: Path | None = None,
 ) -> dict[Form, LayerInput]:
-    """The moments of each form's input over ``feeds`` (re-iterable), ``rows`` rows per sample.
+    """The moments of each form's input over ``feeds`` (re-iterable).
+
+    ``rows`` per sample at most; None: as many as :data:`PER_COLUMN` asks for, given the number of ``samples`` in
+    ``feeds`` (None: they are counted first).
 
     Which rows is decided by the position in the sample alone, so order and batch size change nothing but rounding.
     Forms whose matrices exceed ``memory_mb`` together are collected in as many sweeps as it takes and then lie in
@@ -155,13 +180,21 @@ def collect_inputs(
     first = next(iter(feeds), None)
     if first is None or not forms:
         return {}
+    if rows is None and samples is None:
+        samples = sum(samples_in(feed) for feed in feeds)
     limit = int(memory_mb * 2**20)
+
+    def per_sample(form: Form) -> int:
+        return rows or _rows_for(form, samples or 1)
+
     turns = _turns([f for f in dict.fromkeys(forms) if f.gram_bytes <= limit], limit)
     folder = _Folder(scratch) if len(turns) > 1 else None
     found: dict[Form, LayerInput] = {}
     for turn in turns:
         seen: dict[Form, LayerInput] = {}
-        for form, picked in _each(model, turn, feeds, first, rows, cap, threads):
+        for form, picked in _each(
+            model, turn, feeds, first, lambda f: rows or _rows_for(f, samples or 1), cap, threads
+        ):
             if form not in seen:
                 seen[form] = LayerInput.empty(form.groups, form.width)
             seen[form].add(picked)
@@ -173,17 +206,17 @@ def collect_inputs(
     return found
 
 
-def sample_rows(
+def sample_inputs(
     model: ir.Model,
     forms: Sequence[Form],
     feeds: Feeds,
     *,
     most: int,
-    rows: int = ROWS,
+    samples: int | None = None,
     cap: int = TAP_CHUNK_BYTES,
     threads: int | None = None,
 ) -> dict[Form, NDArray[np.float32]]:
-    """Rows themselves, float32[groups, up to ``most``, K], spread over ``feeds``: to confirm on what H did not see.
+    """Inputs themselves, float32[groups, K, up to ``most``], spread over ``feeds``: to confirm on what H did not see.
 
     Raises:
         RuntimeFailure: the model does not load or run.
@@ -191,12 +224,12 @@ def sample_rows(
     first = next(iter(feeds), None)
     if first is None or not forms:
         return {}
-    count = sum(samples_in(feed) for feed in feeds)
-    each = max(min(rows, most // max(count, 1)), 1)
+    count = sum(samples_in(feed) for feed in feeds) if samples is None else samples
+    each = max(-(-most // max(count, 1)), 1)
     found: dict[Form, list[NDArray[np.float32]]] = {}
-    for form, picked in _each(model, list(dict.fromkeys(forms)), feeds, first, each, cap, threads):
+    for form, picked in _each(model, list(dict.fromkeys(forms)), feeds, first, lambda _: each, cap, threads):
         found.setdefault(form, []).append(picked)
-    return {form: np.concatenate(parts, axis=1)[:, :most] for form, parts in found.items()}
+    return {form: np.concatenate(parts, axis=2)[:, :, :most] for form, parts in found.items()}
 
 
 def collect_cross(
@@ -205,7 +238,7 @@ def collect_cross(
     pairs: Mapping[Form, str],
     feeds: Feeds,
     *,
-    rows: int = ROWS,
+    rows: int | None = None,
     cap: int = TAP_CHUNK_BYTES,
     threads: int | None = None,
 ) -> dict[Form, CrossInput]:
@@ -218,6 +251,7 @@ def collect_cross(
     found: dict[Form, CrossInput] = {}
     if first is None:
         return found
+    samples = sum(samples_in(feed) for feed in feeds) if rows is None else 1
     inner = [f.value for f in pairs if f.value not in first]
     for chunk in tap_chunks(original, list(dict.fromkeys(inner)), first, cap=cap // 2, threads=threads) or [[]]:
         forms = [f for f in pairs if f.value in chunk or (not found and f.value in first)]
@@ -228,13 +262,19 @@ def collect_cross(
             x = {**feed, **(one.run(feed, chunk) if one else {})}
             y = {**feed, **(two.run(feed, others) if two else {})}
             for form in forms:
-                a, b = (form.rows(v, samples_in(feed), rows) for v in (x[form.value], y[pairs[form]]))
+                most = rows or _rows_for(form, samples)
+                a, b = (form.columns(v, samples_in(feed), most) for v in (x[form.value], y[pairs[form]]))
                 if form not in found:
                     shape = (form.groups, form.width)
                     wide = (*shape, form.width)
                     found[form] = CrossInput(np.zeros(wide), np.zeros(wide), np.zeros(shape), np.zeros(shape))
                 found[form].add(a, b)
     return found
+
+
+def _rows_for(form: Form, samples: int) -> int:
+    """Rows per sample."""
+    return max(-(-max(PER_COLUMN * form.width, LEAST_ROWS) // samples), _AT_LEAST)
 
 
 def _turns(forms: Sequence[Form], limit: int) -> list[list[Form]]:
@@ -270,11 +310,11 @@ def _each(
     forms: Sequence[Form],
     feeds: Feeds,
     first: Mapping[str, NDArray[Any]],
-    rows: int,
+    rows: Callable[[Form], int],
     cap: int,
     threads: int | None,
 ) -> Iterator[tuple[Form, NDArray[np.float32]]]:
-    """(form, its rows) of every feed, values tapped together while they fit ``cap`` bytes."""
+    """(form, its inputs) of every feed, values tapped together while they fit ``cap`` bytes."""
     inner = list(dict.fromkeys(f.value for f in forms if f.value not in first))
     for number, chunk in enumerate(tap_chunks(model, inner, first, cap=cap, threads=threads) or [[]]):
         mine = [f for f in forms if f.value in chunk or (number == 0 and f.value in first)]
@@ -284,10 +324,10 @@ def _each(
             for form in mine:
                 array = arrays[form.value]
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size:
-                    yield form, form.rows(array, samples_in(feed), rows)
+                    yield form, form.columns(array, samples_in(feed), rows(form))
 
 
-def mean_diagonal(gram: NDArray[np.float64]) -> float:
-    """The mean of a matrix's diagonal, by which damping is measured; never 0."""
-    found = float(np.trace(gram)) / max(len(gram), 1)
-    return found if found > 0 and math.isfinite(found) else 1.0
+def mean_diagonal(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of each group's diagonal, by which damping is measured, float64[groups]; 1 where it is 0."""
+    found = np.diagonal(gram, axis1=1, axis2=2).mean(axis=1)
+    return np.where(found > 0, found, 1.0)

@@ -1,10 +1,10 @@
-"""Layers as matrices: how Conv, ConvTranspose, MatMul and Gemm turn what they read into rows x with ``y = W x + b``."""
+"""Layers as matrices: how Conv, ConvTranspose, MatMul and Gemm turn what they read into inputs x of ``y = W x + b``."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +20,10 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Form:
-    """How a layer reads ``value``: ``groups`` groups of rows, each ``width`` (K) long.
+    """How a layer reads ``value``: in ``groups`` groups of inputs x, each ``width`` (K) long.
 
-    ``kind``: ``rows`` (MatMul, Gemm: the last axis), ``columns`` (Gemm with transA: the first), ``conv`` or
-    ``transpose`` (rows by im2col, input channel slowest). ``batch``: a MatMul weight's dims before the last two.
+    ``kind``: ``gemm`` (MatMul, Gemm: x lies along the last axis), ``gemm-t`` (Gemm with transA: the first), ``conv`` or
+    ``transpose`` (x by im2col, input channel slowest). ``batch``: a MatMul weight's dims before the last two.
     Layers that read one value alike share one form.
     """
 
@@ -45,48 +45,37 @@ class Form:
         """Of one float64[groups, K, K]."""
         return 8 * self.groups * self.width**2
 
-    def rows(self, array: NDArray[Any], samples: int, most: int) -> NDArray[np.float32]:
-        """float32[groups, n, K] out of one array of floats that stacks ``samples`` samples, at most ``most`` rows of
-        each, chosen by position alone. NaN and infinity become zero."""
-        if self.kind == "columns":
-            array = array.T
-        if self.kind in ("rows", "columns"):
-            found = self._matmul_rows(array, samples, most)
-        else:
+    def columns(self, array: NDArray[Any], samples: int, most: int) -> NDArray[np.float32]:
+        """X, float32[groups, K, n], out of one array of floats that stacks ``samples`` samples: at most ``most``
+        inputs x of each, chosen by position alone. A copy."""
+        if self.kind in ("conv", "transpose"):
             found = self._patches(array, most)
-        found = np.ascontiguousarray(found, np.float32)
-        return found if np.isfinite(found).all() else np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
+        else:
+            found = self._vectors(array.T if self.kind == "gemm-t" else array, samples, most)
+        return found.astype(np.float32, copy=False)
 
-    def _matmul_rows(self, array: NDArray[Any], samples: int, most: int) -> NDArray[Any]:
+    def _vectors(self, array: NDArray[Any], samples: int, most: int) -> NDArray[Any]:
         if self.batch:
             lead = np.broadcast_shapes(array.shape[:-2], self.batch)
             array = np.broadcast_to(array, (*lead, *array.shape[-2:]))
             extra = len(lead) - len(self.batch)
             array = np.moveaxis(array, range(extra), range(-2 - extra, -2))  # batch first, then what is stacked
             stacked = array.reshape(self.groups, -1, self.width)
-            return stacked[:, _spread(stacked.shape[1], most * samples)]
+            return stacked[:, _spread(stacked.shape[1], most * samples)].transpose(0, 2, 1)
         array = array.reshape(-1, self.width)
         if len(array) % samples:
             samples = 1
         split = array.reshape(samples, -1, self.width)
-        return split[:, _spread(split.shape[1], most)].reshape(1, -1, self.width)
+        return split[:, _spread(split.shape[1], most)].reshape(1, -1, self.width).transpose(0, 2, 1)
 
     def _patches(self, array: NDArray[Any], most: int) -> NDArray[Any]:
-        spatial = array.shape[2:]
-        tables = [self._taps(axis, size) for axis, size in enumerate(spatial)]
-        sizes = [len(index) for index, _ in tables]
-        chosen = np.unravel_index(_spread(math.prod(sizes), most), sizes)
-        indices: list[Any] = []
-        valid: NDArray[np.bool_] = np.ones((1,) * (1 + len(spatial)), np.bool_)
-        for axis, ((index, inside), position) in enumerate(zip(tables, chosen, strict=True)):
-            shape = [len(position), *(1 if a != axis else index.shape[1] for a in range(len(spatial)))]
-            indices.append(index[position].reshape(shape))
-            valid = valid & inside[position].reshape(shape)
-        picked = array[(slice(None), slice(None), *indices)]  # [N, C, positions, kernel...]
-        picked = np.where(valid, picked, 0)
-        count, channels, positions = picked.shape[:3]
-        picked = picked.reshape(count, self.groups, channels // self.groups, positions, -1)
-        return picked.transpose(1, 0, 3, 2, 4).reshape(self.groups, count * positions, self.width)
+        count, channels = array.shape[:2]
+        index, valid = _gather(self, array.shape[2:], most)
+        picked = array.reshape(count, channels, -1)[:, :, index]  # [N, C, kernel * positions], in that order
+        if valid is not None:
+            picked *= valid  # a copy: advanced indexing made it
+        picked = picked.reshape(count, self.groups, self.width, -1)
+        return picked[0] if count == 1 else picked.transpose(1, 2, 0, 3).reshape(self.groups, self.width, -1)
 
     def _taps(self, axis: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """(index into the input, whether it is inside), each [outputs, kernel], of one spatial axis."""
@@ -115,7 +104,23 @@ def _halves(total: int, auto_pad: str) -> tuple[int, int]:
     return (small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small)
 
 
-@cache
+@lru_cache(256)
+def _gather(form: Form, spatial: tuple[int, ...], most: int) -> tuple[NDArray[np.intp], NDArray[np.bool_] | None]:
+    """Where in one flattened channel the patches lie, and what of them is no padding (None: all): [kernel * positions],
+    the position fastest."""
+    tables = [form._taps(axis, size) for axis, size in enumerate(spatial)]
+    sizes = [len(index) for index, _ in tables]
+    chosen = np.unravel_index(_spread(math.prod(sizes), most), sizes)
+    flat: NDArray[Any] = np.zeros((1,) * len(spatial) + (1,), np.intp)
+    valid: NDArray[Any] = np.ones_like(flat, np.bool_)
+    for axis, ((index, inside), position) in enumerate(zip(tables, chosen, strict=True)):
+        shape = [*(1 if a != axis else index.shape[1] for a in range(len(spatial))), len(position)]
+        flat = flat * spatial[axis] + index[position].T.reshape(shape)
+        valid = valid & inside[position].T.reshape(shape)
+    return flat.reshape(-1), None if valid.all() else np.broadcast_to(valid, flat.shape).reshape(-1)
+
+
+@lru_cache(256)
 def _spread(count: int, most: int) -> NDArray[np.intp]:
     """At most ``most`` of ``count`` positions, spread evenly (a step of the golden section, which meets no grid)."""
     if count <= most:
@@ -141,9 +146,9 @@ def form_of(node: ir.Node) -> Form | None:
             batch = batch[1:]
         if 1 in batch:  # which rows meet which weights then depends on the data's shape
             return None
-        return Form(data.name, "rows", weight.shape[-2], math.prod(batch), batch)
+        return Form(data.name, "gemm", weight.shape[-2], math.prod(batch), batch)
     if node.op_type == "Gemm":
-        kind = "columns" if attribute(node, "transA", 0) else "rows"
+        kind = "gemm-t" if attribute(node, "transA", 0) else "gemm"
         return Form(data.name, kind, weight.shape[1 if attribute(node, "transB", 0) else 0])
     return _conv_form(node, data.name, weight)
 

@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("statistics", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "gram", "extraction", "divergence", "workload"),
     ("base", "layerwise", "lifetimes", "scopes"),
-    ("registry", "foreign", "neighbourhood"),
+    ("registry", "foreign", "neighbourhood", "sweeps"),
     ("recipe", "report"),
     ("verify",),
     ("manager",),
