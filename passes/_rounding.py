@@ -28,7 +28,6 @@ DAMPING = 0.01
 
 _BLOCK = 64  # columns whose effect on the others is applied together
 _SWEEPS = 3
-_CLIPS = np.linspace(1.0, 0.3, 15)
 
 
 @dataclass(frozen=True)
@@ -107,31 +106,6 @@ def _rounded(
     return Rounded(nearest, plain, plain_shift, False)
 
 
-def clipped_scale(
-    matrix: NDArray[np.float64], gram: NDArray[np.float64], largest: int, least: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """The scale per output, float64[groups, outputs], of rounding to nearest whose clipping costs least by diag H.
-
-    Args:
-        matrix: W, [groups, outputs, K].
-        gram: H, [groups, K, K].
-        largest: the largest integer's magnitude.
-        least: a floor per output, [groups, outputs].
-    """
-    weight = np.diagonal(gram, axis1=1, axis2=2)[:, None, :]
-    full = np.abs(matrix).max(axis=2, initial=0.0) / largest
-    best: NDArray[np.float64] = full
-    lowest = np.full(full.shape, np.inf)
-    for clip in _CLIPS:
-        scale = np.where(full > 0, full * clip, 1.0)
-        scale = scale if least is None else np.maximum(scale, least)
-        rounded = np.clip(np.rint(matrix / scale[..., None]), -largest, largest) * scale[..., None]
-        cost = np.sum(np.square(rounded - matrix) * weight, axis=2)
-        better = cost < lowest * (1 - 1e-9)
-        best, lowest = np.where(better, scale, best), np.where(better, cost, lowest)
-    return best
-
-
 def round_on_gram(
     matrix: NDArray[np.float64],
     gram: NDArray[np.float64],
@@ -141,7 +115,12 @@ def round_on_gram(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(integers as float64[groups, outputs, K], scale [groups, outputs]) that bring ``e H e^T`` down.
 
-    ``scale`` is where to start; it never falls below ``least``. Arguments as :func:`clipped_scale`.
+    Args:
+        matrix: W, [groups, outputs, K].
+        gram: H, [groups, K, K].
+        scale: where to start, [groups, outputs].
+        largest: the largest integer's magnitude.
+        least: a floor of the scale, [groups, outputs].
     """
     damped = gram + DAMPING * mean_diagonal(gram)[:, None, None] * np.eye(gram.shape[1])
     integers = _nearest(matrix, scale, largest)
