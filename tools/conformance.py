@@ -359,8 +359,8 @@ def table(tally: Tally, names: Sequence[str]) -> Iterator[str]:
 
 
 def exact_passes() -> list[str]:
-    """The passes held to their word here: exact ones of our own that need no child process."""
-    return [n for n in registry.PASSES if registry.get(n).contract == "exact" and n != "simplify"]
+    """The passes held to their word here: exact ones of our own that need no child process and no calibration data."""
+    return [n for n in registry.PASSES if registry.get(n).contract == "exact" and n not in ("simplify", "smooth")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
