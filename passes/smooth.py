@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of the spread goes to the weights: s = rms(x)^a / rms(w)^(1 - a)."""
 
-_WORTH = 0.7
+_WORTH = 0.5
 """Of the error before: what is left after must be less, or the Mul is not worth its time."""
 
 
