@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from graphopt.data import Dataset
+    from graphopt.gram import Seen
+    from graphopt.linear import Form
     from graphopt.statistics import Statistics
 
 Contract = Literal["exact", "approximate"]
@@ -81,6 +83,8 @@ class Context:
     """(pass name, site) pairs that a failed verification has ruled out; see :meth:`allows`."""
     channel_means: Callable[[ir.Model, Mapping[str, int]], dict[str, NDArray[np.float64]]] | None = None
     """Set by the pipeline: means per channel on calibration data, by value name and channel axis."""
+    layer_inputs: Callable[[ir.Model, Sequence[Form]], dict[Form, Seen]] | None = None
+    """Set by the pipeline: second moments of what layers read, and held-out inputs; forms it cannot tell are absent."""
     collect: Callable[[ir.Model, Sequence[str], bool], Statistics] | None = None
     """Set by the manager: one statistics sweep, cached for the run."""
 

@@ -110,7 +110,7 @@ def judge(
         try:
             feeds = runnable_feeds(context.original, before, 2, seed=context.seed)
         except (RuntimeFailure, InputError) as error:  # it takes no random inputs
-            verdict.notes.append(f"nothing was compared or timed: {error}")
+            verdict.notes.append(f"nothing was compared or timed on random inputs; give --data: {error}")
             _gate(verdict, gates, sizes)
             return verdict
         verdict.comparison = compare_sessions(before, after, feeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,21 +24,15 @@ from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
 from graphopt.search.budget import keep_to_budget
 from graphopt.search.speed import Promise, told, untold
-from graphopt.statistics import Statistics, channel_means, collect
 from graphopt.storage import save
+from graphopt.sweeps import attach
 from graphopt.target import get_target
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
     import onnx_ir as ir
-    from numpy.typing import NDArray
 
     from graphopt.data import Dataset
-    from graphopt.model import ValueSpec
-
-
-_MEAN_SAMPLES = 32  # calibration samples that the means per channel are taken over: means settle fast
 
 
 @dataclass
@@ -336,37 +330,5 @@ def make_context(model: ir.Model, options: Options, report: dict[str, Any]) -> C
     if context.data is not None and context.data.synthetic:
         report["notes"].append("WARNING: calibrated on random data, as asked; ranges of real inputs will differ")
 
-    def sweep(changed: ir.Model, names: Sequence[str], histograms: bool) -> Statistics:
-        assert context.data is not None
-        inputs, _ = interface(changed)
-        total = len(context.data)
-        dataset = context.data
-        return collect(
-            changed,
-            names,
-            _Feeds(dataset, inputs),
-            histograms=histograms,
-            threads=options.threads,
-            progress=lambda done: context.progress(done, total, "calibrating"),
-        )
-
-    def means(changed: ir.Model, axes: Mapping[str, int]) -> dict[str, NDArray[np.float64]]:
-        assert context.data is not None
-        inputs, _ = interface(changed)
-        return channel_means(changed, axes, _Feeds(context.data.take(_MEAN_SAMPLES), inputs), threads=options.threads)
-
-    context.collect = sweep
-    context.channel_means = means
+    attach(context)
     return context
-
-
-@dataclass
-class _Feeds:
-    """A data set as re-iterable feeds."""
-
-    dataset: Dataset
-    inputs: Sequence[ValueSpec]
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        for index, sample in enumerate(self.dataset):
-            yield data_module.feeds(sample, self.inputs, name=self.dataset.sample_name(index))

@@ -43,12 +43,14 @@ def exact_passes() -> Pipeline:
     return [ours, create("simplify", {}), ours]
 
 
-def prepare(model: ir.Model, target: str) -> Pipeline:
-    """What runs before quantization: an operator set the target can quantize in, and the exact passes."""
+def prepare(model: ir.Model, target: str, *, calibrated: bool = False) -> Pipeline:
+    """What runs before quantization: an operator set the target can quantize in, and the exact passes; where there is
+    calibration data (``calibrated``), the exact one that looks at it too."""
     wanted = get_target(target).opset
     upgrade = _upgrade(model, wanted) if 0 < opset(model) < wanted else []
     inline = _inline(model) if not upgrade else []  # layers in functions are layers all the same
-    return [*upgrade, *inline, *exact_passes()]
+    smooth = [create("smooth", {})] if calibrated else []
+    return [*upgrade, *inline, *exact_passes(), *smooth]
 
 
 def _inline(model: ir.Model) -> list[Pass]:

@@ -46,7 +46,7 @@ def sensitivity(model: ModelLike, *, observer: str = "mse", weights: str = "auto
         "notes": [],
     }
     context = make_context(loaded, merged, report)
-    exact = PassManager(prepare(loaded, merged.target), verify="off").run(loaded, context).model
+    exact = PassManager(prepare(loaded, merged.target, calibrated=True), verify="off").run(loaded, context).model
     damages = measure(exact, QuantizeStatic(observer=observer, weights=weights), context)
     if not damages:
         raise NothingDone("there is no layer that could be quantized; graphopt quantize --dry-run says why")

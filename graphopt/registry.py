@@ -35,6 +35,7 @@ PASSES: dict[str, str] = {
     "remove-unused": "graphopt.passes.remove_unused:RemoveUnused",
     "deduplicate-weights": "graphopt.passes.deduplicate_weights:DeduplicateWeights",
     "simplify": "graphopt.passes.simplify:Simplify",
+    "smooth": "graphopt.passes.smooth:Smooth",
     "quantize-static": "graphopt.passes.quantize_static:QuantizeStatic",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
 }

@@ -212,7 +212,7 @@ def collect(
         source: Iterator[Mapping[str, NDArray[Any]]] = chain([first], iterator) if number == 0 else iter(feeds)
         done = 0
         for feed in source:
-            batch = _batch(feed)
+            batch = samples_in(feed)
             if number == 0:
                 held.add(given, feed, batch)
             if session is not None:
@@ -262,7 +262,7 @@ class _Held:
             self._pass_on(name)
 
 
-def _batch(feed: Mapping[str, NDArray[Any]]) -> int:
+def samples_in(feed: Mapping[str, NDArray[Any]]) -> int:
     """The samples stacked in one feed: the leading dim, where all inputs agree on it."""
     leading = {a.shape[0] if a.ndim else 1 for a in feed.values()}
     return max(leading.pop(), 1) if len(leading) == 1 else 1

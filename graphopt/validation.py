@@ -303,10 +303,8 @@ def exact_violation(comparison: Comparison, noise: Mapping[str, float]) -> str |
 def random_feeds(
     model: ir.Model, count: int = 2, *, seed: int = 0, batch: int | None = None, size: int | None = None
 ) -> list[dict[str, NDArray[Any]]]:
-    """Legal random feeds: ids stay within the table that gathers from them, masks are 0 or 1.
-
-    ``batch`` sets a symbolic leading dim, wherever its name stands, and ``size`` the other symbolic dims, to try other
-    shapes than the usual ones.
+    """Legal random feeds: ids stay within the table that gathers from them, masks are 0 or 1. ``batch`` sets a symbolic
+    leading dim, wherever its name stands, and ``size`` the other symbolic dims.
 
     Raises:
         InputError: an input that cannot be drawn, or that ``size`` would make larger than :data:`MAX_ELEMENTS`.

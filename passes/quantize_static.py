@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError, did_you_mean
 from graphopt.graph import constant_array, label, opset, value_names
+from graphopt.linear import form_of
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
 from graphopt.passes._coverage import Coverage
 from graphopt.passes._integer_weights import (
@@ -25,6 +26,7 @@ from graphopt.passes._patterns import check_patterns
 from graphopt.passes._placement import Layer, Placement, clip_bounds, place, refuse_quantized
 from graphopt.passes._qdq import Affine, Writer, affine, redirect, symmetric
 from graphopt.passes._ranges import chosen_ranges
+from graphopt.passes._rounding import input_noise, rounded_for_output
 from graphopt.passes._weights import drop_unread
 from graphopt.target import Target, get_target, this_cpu
 
@@ -32,9 +34,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from graphopt.gram import Seen
+    from graphopt.linear import Form
     from graphopt.statistics import Statistics
 
 WEIGHTS = ("auto", "s8", "s7", "u8")
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """A layer's integer weights, what they add to its outputs' mean, whether they are better than to nearest."""
+
+    weight: IntegerWeight
+    shift: NDArray[np.float64] | float
+    refined: bool
+    input_sqnr: float
 
 
 @dataclass(frozen=True)
@@ -43,13 +57,16 @@ class QuantizeStatic(Pass):
 
     ``observer``: how a value's range is chosen (``min-max``, ``percentile``, ``entropy``, ``mse``). ``weights``: ``s8``
     (saturates on x86 without VNNI), ``s7`` (7-bit int8, exact everywhere, 6 dB coarser), ``u8`` (zero point 128, exact
-    everywhere, slower) or ``auto``, per layer. ``bias_correction`` takes back what rounding the weights does to the
-    mean of each output channel. ``exclude`` and ``include``: node names, globs, ``re:`` expressions or operator types.
+    everywhere, slower) or ``auto``, per layer. ``rounding``: weights are rounded to what the layer's output asks for,
+    not to nearest, where that is better on held-out inputs. ``bias_correction`` takes back what rounding the weights
+    does to the mean of each output channel. ``exclude`` and ``include``: node names, globs, ``re:`` expressions or
+    operator types.
     """
 
     observer: str = "mse"
     percentile: float = 99.999
     weights: str = "auto"
+    rounding: bool = True
     bias_correction: bool = True
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -136,17 +153,35 @@ class QuantizeStatic(Pass):
             else:
                 ranges[value] = affine(low, high, clip_bounds(value) or (-math.inf, math.inf))
         result.metrics |= chosen_ranges(ranges, statistics)
+        inputs = self.collect_inputs(model, placement, context)
         means = self.collect_means(model, placement, context)
         writer = Writer(model, value_names(model))
         kinds: dict[str, int] = {}
+        refined = 0
         for layer in placement.layers:
-            mean = means.get(layer.data.name or "")
-            change, kind = self._quantize_layer(layer, placement, ranges, statistics, writer, context, mean)
-            result.changes.append(change)
-            kinds[kind] = kinds.get(kind, 0) + 1
+            data = ranges[placement.quantized[layer.data]]
+            source = statistics.values[placement.quantized[layer.data].name or ""]
+            rounding = self._round(layer, data, quantization_sqnr(source, data.low, data.high), inputs, means, context)
+            result.changes.append(self._quantize_layer(layer, data, rounding, writer, target))
+            kinds[rounding.weight.kind] = kinds.get(rounding.weight.kind, 0) + 1
+            refined += rounding.refined
         self._quantize_values(placement, ranges, writer, result)
         result.metrics["weight_kinds"] = kinds
+        result.metrics["layers_rounded_for_output"] = refined
         result.metrics["light_operators"] = len(placement.light)
+
+    def collect_inputs(self, model: ir.Model, placement: Placement, context: Context) -> dict[ir.Node, Seen]:
+        """Second moments of what each layer reads. A weight that several layers share is rounded to nearest: each of
+        them would ask for another one."""
+        if not self.rounding or context.layer_inputs is None:
+            return {}
+        forms: dict[ir.Node, Form] = {}
+        for layer in placement.layers:
+            form = form_of(layer.node)
+            if form is not None and len(list(layer.weight.uses())) == 1:
+                forms[layer.node] = form
+        seen = context.layer_inputs(model, list(dict.fromkeys(forms.values())))
+        return {node: seen[form] for node, form in forms.items() if form in seen}
 
     def collect_means(self, model: ir.Model, placement: Placement, context: Context) -> dict[str, NDArray[np.float64]]:
         """The mean of each layer's input per input channel, where a bias can take back what they cause."""
@@ -157,31 +192,16 @@ class QuantizeStatic(Pass):
         return context.channel_means(model, axes)
 
     def _quantize_layer(
-        self,
-        layer: Layer,
-        placement: Placement,
-        ranges: dict[ir.Value, Affine],
-        statistics: Statistics,
-        writer: Writer,
-        context: Context,
-        mean: NDArray[np.float64] | None,
-    ) -> tuple[Change, str]:
+        self, layer: Layer, data: Affine, rounding: _Rounding, writer: Writer, target: Target
+    ) -> Change:
         """Integer weights and bias of one layer, written."""
-        source = placement.quantized[layer.data]
-        data = ranges[source]
-        stored = constant_array(layer.weight)
-        assert stored is not None
-        site = layer.bias_site
+        site, weight = layer.bias_site, rounding.weight
         old_weight, old_bias = layer.weight, site[0].inputs[site[1]] if site is not None else None
-        bias = constant_array(old_bias)
-        floor = bias_floor(bias.reshape(-1), data.scale) if bias is not None else None
-        input_sqnr = quantization_sqnr(statistics.values[source.name or ""], data.low, data.high)
-        weight = self._weight(layer, stored, floor, input_sqnr, context)
         layer.node.replace_input_with(1, writer.weight(old_weight, weight, layer.node))
+        bias = constant_array(old_bias)
         if site is not None and old_bias is not None and bias is not None:
-            shift = output_shift(weight, stored, mean) if mean is not None else 0.0
-            corrected = bias.reshape(-1) - shift
-            if get_target(context.target).bias == "float32":
+            corrected = bias.reshape(-1) - rounding.shift
+            if target.bias == "float32":
                 new_bias = writer.float_bias(old_bias, corrected.reshape(bias.shape).astype(bias.dtype))
             else:
                 integers, scale = round_bias(corrected, data.scale, weight.scale)
@@ -190,23 +210,47 @@ class QuantizeStatic(Pass):
         drop_unread(old_weight, old_bias)
         detail = (
             f"{layer.node.op_type}: {weight.kind} weights ({_db(weight.sqnr)}), input range "
-            f"[{data.low:.4g}, {data.high:.4g}] ({_db(input_sqnr)})"
+            f"[{data.low:.4g}, {data.high:.4g}] ({_db(rounding.input_sqnr)})"
         )
-        return Change("quantize", label(layer.node), detail), weight.kind
+        return Change("quantize", label(layer.node), detail)
 
-    def _weight(self, layer: Layer, stored: Any, floor: Any, input_sqnr: float, context: Context) -> IntegerWeight:
+    def _round(
+        self,
+        layer: Layer,
+        data: Affine,
+        input_sqnr: float,
+        inputs: dict[ir.Node, Seen],
+        means: dict[str, NDArray[np.float64]],
+        context: Context,
+    ) -> _Rounding:
         """The weights in the form this layer can afford; see :data:`WEIGHTS`."""
+        stored = constant_array(layer.weight)
+        assert stored is not None
+        site = layer.bias_site
+        bias = constant_array(site[0].inputs[site[1]]) if site is not None else None
+        floor = bias_floor(bias.reshape(-1), data.scale) if bias is not None else None
+        seen, mean = inputs.get(layer.node), means.get(layer.data.name or "")
+
+        def tried(kind: WeightKind) -> tuple[_Rounding, bool]:
+            """One form, and whether the rounding of the layer's input costs more than it does."""
+            if seen is None:
+                weight = round_weight(stored, layer.axis, kind, least_scale=floor)
+                shift = output_shift(weight, stored, mean) if bias is not None and mean is not None else 0.0
+                return _Rounding(weight, shift, False, input_sqnr), weight.sqnr >= input_sqnr
+            centred = bias is not None and self.bias_correction
+            found = rounded_for_output(layer.node, stored, layer.axis, kind, seen, centred=centred, least=floor)
+            shift = found.shift if centred else 0.0
+            rounding = _Rounding(found.weight, shift, found.refined, input_sqnr)
+            return rounding, found.noise <= input_noise(layer.node, stored, seen, input_sqnr)
+
         if self.weights != "auto":
-            kind: WeightKind = self.weights  # type: ignore[assignment]
-            return round_weight(stored, layer.axis, kind, least_scale=floor)
+            return tried(self.weights)[0]  # type: ignore[arg-type]
         saturates = get_target(context.target).saturates
         if layer.depthwise or not saturates or (context.this_cpu and not this_cpu().saturates):
             # The depthwise kernel widens to 16 bits before it multiplies: exact everywhere (tools/bench/saturation.py).
-            return round_weight(stored, layer.axis, "s8", least_scale=floor)
-        narrow = round_weight(stored, layer.axis, "s7", least_scale=floor)
-        if narrow.sqnr >= input_sqnr:
-            return narrow  # the rounding of its input already costs more than the eighth bit would save
-        return round_weight(stored, layer.axis, "u8", least_scale=floor)
+            return tried("s8")[0]
+        narrow, enough = tried("s7")
+        return narrow if enough else tried("u8")[0]
 
     def _quantize_values(
         self, placement: Placement, ranges: dict[ir.Value, Affine], writer: Writer, result: PassResult

@@ -79,7 +79,7 @@ def test_passes_behind_the_last_comma() -> None:
 
 
 def test_targets() -> None:
-    assert offered("quantize", "--target", "ort") == ["ort-cpu"]
+    assert offered("quantize", "--target", "ort") == ["ort-arm64", "ort-cpu"]
 
 
 def test_models_and_files(workplace: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_users_metric(module: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("acuracy", "^unknown metric 'acuracy'; use accuracy, or module.py:function"),
+        ("acuracy", "^unknown metric 'acuracy'; did you mean 'accuracy'"),
         ("metric.py", "^unknown metric"),
         ("FOLDER/metric.py:", "^unknown metric"),
         ("FOLDER/missing.py:score", "no such file: .*missing.py"),

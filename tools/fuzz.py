@@ -28,7 +28,7 @@ from graphopt.errors import RuntimeFailure
 from graphopt.manager import PassManager
 from graphopt.model import interface, load, to_bytes, to_proto
 from graphopt.model_diff import diff
-from graphopt.pipeline import exact_passes
+from graphopt.presets import exact_passes
 from graphopt.session import Session
 
 COLUMNS = ("graphs", "run", "changed", "nodes before", "nodes after")

@@ -28,7 +28,7 @@ from graphopt.graph import nodes
 from graphopt.ledger import RunResult
 from graphopt.manager import PassManager
 from graphopt.model import load
-from graphopt.pipeline import EXACT_PASSES
+from graphopt.presets import EXACT_PASSES
 from graphopt.registry import create
 
 MODELS = Path(__file__).resolve().parent.parent / "fixtures" / "models"

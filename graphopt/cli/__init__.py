@@ -182,7 +182,7 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         message = f"no such option '{error.option_name}'"
         if verb is None:
-            near = difflib.get_close_matches(error.option_name, ("--help", "--version"), n=1)
+            near = difflib.get_close_matches(error.option_name, ("--help", "--version"), n=1, cutoff=0.8)
             if near:
                 return f"{message}; did you mean '{near[0]}'?"
             return f"{message} before the verb; options follow it: graphopt VERB ... {error.option_name}"

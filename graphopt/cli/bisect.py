@@ -13,7 +13,7 @@ from graphopt.cli import _options
 @click.command(
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt bisect model.onnx --data calib.npz\n"
-    "  graphopt bisect model.onnx --passes fold-constants,mine.py:rewrite -o repro.onnx",
+    "  graphopt bisect model.onnx --passes mine.py:rewrite -o repro.onnx",
 )
 @click.argument("model", metavar="IN")
 @click.option("-o", "--output", metavar="REPRO.onnx", help="Where to write the smallest piece that shows it.")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from graphopt.gram import Seen
+    from graphopt.linear import Form
     from graphopt.passes.quantize_static import QuantizeStatic
 
 SAMPLES = 16
@@ -60,6 +62,7 @@ class CachedSweep:
     context: Context
     known: Statistics | None = None
     means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    inputs: dict[Form, Seen] = field(default_factory=dict)
 
     def __call__(self, model: ir.Model, names: Sequence[str], histograms: bool) -> Statistics:
         del histograms  # the widest answer serves all
@@ -76,9 +79,16 @@ class CachedSweep:
             self.means |= self.context.channel_means(model, missing)
         return {name: self.means[name] for name in axes if name in self.means}
 
+    def layer_inputs(self, model: ir.Model, forms: Sequence[Form]) -> dict[Form, Seen]:
+        """The same for second moments."""
+        missing = [form for form in forms if form not in self.inputs]
+        if missing and self.context.layer_inputs is not None:
+            self.inputs |= self.context.layer_inputs(model, missing)
+        return {form: self.inputs[form] for form in forms if form in self.inputs}
+
     def shared(self) -> Context:
         """The context, with this in place of its own sweeps."""
-        return replace(self.context, collect=self, channel_means=self.channel_means)
+        return replace(self.context, collect=self, channel_means=self.channel_means, layer_inputs=self.layer_inputs)
 
 
 def layers(model: ir.Model, step: QuantizeStatic, target: str) -> list[tuple[str, str]]:
@@ -122,6 +132,7 @@ def sensitivity(
     once = sweep.shared()
     wanted = place(model, get_target(context.target), exclude=step.exclude, include=step.include)
     sweep(model, [v.name or "" for v in dict.fromkeys(wanted.quantized.values())], True)
+    step.collect_inputs(model, wanted, once)
     step.collect_means(model, wanted, once)
     damages = []
     for index, (name, op_type) in enumerate(found):

@@ -3,9 +3,10 @@
 
     python tools/bench/calibration.py [--models NAME ...] [--samples N] [--rounds N] [--rival] [--json]
 
-A row per model of the cache: seconds of plain inference, the sweep's time per sample as a ratio to it (ranges only, and
-with histograms), seconds of set-up (loading, measuring sizes), and the peak memory with 16 and with 512 samples, each
-measured in a process of its own. ``--rival`` adds ONNX Runtime's own calibrators on the first ``--rival-samples``.
+A row per model of the cache: seconds of plain inference, the sweep's time per sample as a ratio to it (ranges only,
+with histograms, and, set-up included, the Gram matrices of what all layers read), seconds of set-up (loading, measuring
+sizes), and the peak memory with 16 and with 512 samples, each measured in a process of its own. ``--rival`` adds ONNX
+Runtime's own calibrators on the first ``--rival-samples``.
 Everything of one round runs interleaved; a ratio is the median over the rounds.
 """
 
@@ -42,6 +43,7 @@ class Row:
     plain_s: float
     min_max: float
     histogram: float
+    gram: float
     setup_s: float
     mb_16: float
     mb_512: float
@@ -94,9 +96,13 @@ def timed(function: Callable[[], Any]) -> float:
 
 def measure(name: str, path: Path, data: Path, taps: list[str], samples: int, rounds: int) -> Row:
     """The ratios of one model: the time of the samples past the first, so that loading is told apart."""
+    from graphopt.gram import collect_inputs
+    from graphopt.linear import form_of
     from graphopt.model import load
+    from graphopt.passes._placement import place
     from graphopt.session import Session
     from graphopt.statistics import collect
+    from graphopt.target import get_target
 
     model = load(path)
     feeds = list(Feeds(model, data, samples))
@@ -120,7 +126,8 @@ def measure(name: str, path: Path, data: Path, taps: list[str], samples: int, ro
         return stamps[1] - stamps[0], (stamps[-1] - stamps[1]) / (samples - 1)
 
     plain()
-    base, setup = [plain()], []
+    forms = [form for layer in place(model, get_target("ort-cpu")).layers if (form := form_of(layer.node))]
+    base, setup, gram = [plain()], [], []
     ratios: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(rounds):
         for histograms in (False, True):
@@ -128,10 +135,13 @@ def measure(name: str, path: Path, data: Path, taps: list[str], samples: int, ro
             base.append(plain())
             ratios[histograms].append(rest / ((base[-2] + base[-1]) / 2))
             setup.append(first - base[-1])
+        seconds = timed(lambda: collect_inputs(model, forms, feeds, samples=samples, threads=1))
+        base.append(plain())
+        gram.append(seconds / samples / ((base[-2] + base[-1]) / 2))
     median = statistics.median
     memory = [child("sweep", path, data, taps, count)["mb"] for count in (16, 512)]
     ranges, full = (median(ratios[histograms]) for histograms in (False, True))
-    return Row(name, samples, len(taps), samples * median(base), ranges, full, median(setup), *memory)
+    return Row(name, samples, len(taps), samples * median(base), ranges, full, median(gram), median(setup), *memory)
 
 
 # What runs in a process of its own
@@ -221,10 +231,12 @@ def show(rows: list[Row], about: dict[str, Any]) -> None:
     print(
         f"{about['cpu']}, {about['cores']} cores (1 used); onnxruntime {about['onnxruntime']}, numpy {about['numpy']}"
     )
-    head = f"{'model':20}{'samples':>8}{'values':>7}{'plain s':>9}{'min-max':>9}{'histogram':>10}{'set-up s':>9}"
-    print(head + f"{'MB @16':>9}{'MB @512':>9}{'growth':>8}")
+    head = f"{'model':20}{'samples':>8}{'values':>7}{'plain s':>9}{'min-max':>9}{'histogram':>10}"
+    print(head + f"{'gram':>8}{'set-up s':>9}{'MB @16':>9}{'MB @512':>9}{'growth':>8}")
     for r in rows:
-        line = f"{r.model:20}{r.samples:8}{r.values:7}{r.plain_s:9.2f}{r.min_max:8.2f}x{r.histogram:9.2f}x"
+        line = (
+            f"{r.model:20}{r.samples:8}{r.values:7}{r.plain_s:9.2f}{r.min_max:8.2f}x{r.histogram:9.2f}x{r.gram:7.2f}x"
+        )
         print(line + f"{r.setup_s:9.2f}{r.mb_16:9.0f}{r.mb_512:9.0f}{r.mb_512 / r.mb_16 - 1:8.1%}")
         for method, found in r.rivals.items():
             told = found.get("failed") or f"{found['ratio']:.1f}x, {found['mb']:.0f} MB"

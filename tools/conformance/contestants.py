@@ -199,8 +199,9 @@ class Rival:
 
 
 def exact_passes() -> list[str]:
-    """The passes held to their word here."""
-    return [name for name in registry.PASSES if registry.get(name).contract == "exact"]
+    """The passes held to their word here: those that need no calibration data and leave what a model takes."""
+    passes = {name: registry.get(name) for name in registry.PASSES if name != "smooth"}
+    return [name for name, found in passes.items() if found.contract == "exact" and not found.narrows]
 
 
 def contestant(name: str, rival_python: Path | None) -> Contestant:
