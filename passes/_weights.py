@@ -54,16 +54,21 @@ def drop_unread(*values: ir.Value | None) -> None:
 
 
 def node_bytes(node: ir.Node) -> int:
-    """What a node takes in the file. Attributes are counted too: a value in one is gone with the node."""
-    size = int(ir.to_proto(node).ByteSize())
+    """What a node takes in the file, but for names: which constants pay for themselves must not depend on what things
+    are called, and what takes a value's place takes over its name. Attributes are counted too: a value in one is gone
+    with the node."""
+    proto = ir.to_proto(node)
+    proto.name = ""
+    proto.input[:] = [""] * len(proto.input)
+    proto.output[:] = [""] * len(proto.output)
+    size = int(proto.ByteSize())
     return size + 1 + varint(size)
 
 
-def tensor_bytes(array: NDArray[Any], name: str) -> int:
-    """What an initializer takes in the file: protobuf's tags and lengths around dims, type, name and data."""
-    text = len(name.encode())
-    content = sum(1 + varint(dim) for dim in array.shape) + 2
-    content += 1 + varint(text) + text + 1 + varint(array.nbytes) + array.nbytes
+def tensor_bytes(array: NDArray[Any]) -> int:
+    """What an initializer takes in the file, but for its name: protobuf's tags and lengths, dims, type and data."""
+    content = sum(1 + varint(dim) for dim in array.shape) + 4
+    content += 1 + varint(array.nbytes) + array.nbytes
     return content + 1 + varint(content)
 
 

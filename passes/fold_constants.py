@@ -15,7 +15,14 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import RuntimeFailure
 from graphopt.graph import STANDARD_DOMAINS, bodies, constant, label, value_names
 from graphopt.model import to_proto
-from graphopt.passes._weights import add_constant, add_constant_node, drop_unread, node_bytes, tensor_bytes, varint
+from graphopt.passes._weights import (
+    add_constant,
+    add_constant_node,
+    drop_unread,
+    node_bytes,
+    tensor_bytes,
+    varint,
+)
 from graphopt.session import Session
 from graphopt.validation import RANDOM_OPS
 
@@ -270,9 +277,9 @@ class _Budget:
         total = 0
         for value in node.outputs:
             if value.name and _read_outside(value, self.chosen):
-                total += tensor_bytes(self.values[value], value.name)
+                total += tensor_bytes(self.values[value])
                 if value.is_graph_output() or self.ir_version < 4:
-                    total += 36 + len(value.name.encode()) + len((node.name or "").encode())  # a Constant node
+                    total += 36  # a Constant node
         return total
 
     def _freed(self, node: ir.Node) -> int:
@@ -304,8 +311,11 @@ def _constant_bytes(value: ir.Value) -> int:
         return node_bytes(producer)
     tensor = value.const_value
     if isinstance(tensor, ir.TensorProtoTensor):  # integers may be stored in fewer bytes than they have
-        return int(tensor.raw.ByteSize()) + 1 + varint(tensor.raw.ByteSize())
-    return int(tensor.nbytes) if tensor is not None else 0
+        size = int(tensor.raw.ByteSize()) - len(tensor.raw.name.encode())
+        return size + 1 + varint(size)
+    if isinstance(tensor, ir.ExternalTensor) or tensor is None:
+        return int(tensor.nbytes) if tensor is not None else 0
+    return tensor_bytes(tensor.numpy())  # as it will be written: a second run must count the same
 
 
 def _expected(piece: onnx.ModelProto) -> tuple[int | None, dict[str, int]]:

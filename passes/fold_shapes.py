@@ -148,7 +148,7 @@ def _affordable(edits: list[_Edit]) -> list[_Edit]:
 
 
 def _stored(edit: _Edit) -> int:
-    return tensor_bytes(edit.array, edit.old.name or "")
+    return tensor_bytes(edit.array)
 
 
 def _freed(edits: list[_Edit]) -> int:

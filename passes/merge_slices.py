@@ -77,10 +77,8 @@ class _Merger:
         made = self._slices(node, first) if node.op_type == "Slice" else self._axes(node, first)
         if isinstance(made, str) or self._inputs(node) == 0:
             return made
-        names = self._names(node, first, made)
-        stored = sum(tensor_bytes(np.asarray(numbers), names[key]) + len(names[key]) for key, numbers in made.items())
-        spared = node_bytes(first) + self._freed(node, first)
-        if stored > spared + sum(len(v.name or "") for v in node.inputs[1:] if v is not None):
+        stored = sum(tensor_bytes(np.asarray(numbers)) for numbers in made.values())
+        if stored > node_bytes(first) + self._freed(node, first):
             return "the new constants would take more of the file than what goes"
         return made
 
@@ -101,7 +99,7 @@ class _Merger:
         """Bytes of the constants that only these two read."""
         values = {v for v in (*node.inputs[1:], *first.inputs[1:]) if v is not None}
         return sum(
-            tensor_bytes(array, v.name or "")
+            tensor_bytes(array)
             for v in values
             if (array := constant_array(v)) is not None and all(use.node in (node, first) for use in v.uses())
         )

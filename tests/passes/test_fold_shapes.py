@@ -202,8 +202,12 @@ def test_what_a_caller_may_override_or_a_file_only_declares_is_no_fact() -> None
     lying.graph.value_info.append(helper.make_tensor_value_info("i", TensorProto.INT64, [1, 1]))
     after, _ = apply(lying, FoldShapes())
     assert ops(after) == ops(lying)
-    nodes = [node("Shape", ["x"], "a"), node("Add", ["a", "w"], "k"), node("Expand", ["x", "k"], "y")]
-    proto = build(nodes, {"x": [2]}, ["y"], {"w": ints(0)}, inputs_too=True)
+    nodes = [
+        node("Shape", ["x"], "s"), node("Gather", ["s", "o"], "g"), node("Concat", ["g"], "a", axis=0),
+        node("Add", ["a", "w"], "k"), node("Expand", ["x", "k"], "y"),
+    ]  # fmt: skip
+    proto = build(nodes, {"x": [2]}, ["y"], {"w": ints(0), "o": ints(0)})
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.INT64, [1]))
     after, _ = apply(proto, FoldShapes())
     assert ops(after) == ["Add", "Expand"]
 
