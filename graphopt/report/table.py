@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from graphopt.report import markdown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -44,15 +46,14 @@ class Table:
                 line = line + (pad + cell if side == "r" else cell + pad) + Text(" " * _GAP)
             yield from _with_remark(line, row[-1], start, console, width)
 
-    def markdown(self) -> str:
-        """The table as GitHub reads it."""
-
-        def line(cells: list[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-        rule = ["---:" if side == "r" else "---" for side in self.align]
-        body = [line([cell.plain.strip() for cell in row]) for row in self.rows]
-        return "\n".join([line(self.titles), line(rule), *body])
+    def markdown(self) -> Iterator[str]:
+        """The table as GitHub reads it, line by line; columns at the end without a word in them are left out."""
+        rows = [self.titles, *([cell.plain for cell in row] for row in self.rows)]
+        used = max((k + 1 for row in rows for k, text in enumerate(row) if text.strip()), default=0)
+        rule = ["---:" if side == "r" else "---" for side in self.align[:used]]
+        lines = [[markdown.cell(text) for text in row[:used]] for row in rows]
+        for cells in (lines[0], rule, *lines[1:]):
+            yield markdown.Row(f"| {' | '.join(cells)} |")
 
 
 def _with_remark(line: Text, remark: Text, start: int, console: Console, width: int | None) -> Iterator[Text]:
