@@ -284,6 +284,33 @@ def test_a_table_is_aligned_and_its_remarks_wrapped() -> None:
     assert lines(table, 30)[1:4] == ["a               1", "    one two three four five", "    six seven eight"]
 
 
+def test_a_row_without_a_remark_has_no_line_for_one() -> None:
+    table = Table(["a long name", "n", ""], "lrl")
+    table.add("  indented", "1")
+    table.add("  indented", "1", "a remark below its row")
+    assert lines(table, 12) == [
+        "a long name   n",
+        "  indented    1",
+        "  indented    1",
+        "      a remark",
+        "      below its",
+        "      row",
+    ]
+
+
+def test_models_side_by_side_are_wrapped_each_in_its_place() -> None:
+    table = Table(["", "a.onnx", "b.onnx", "ratio"], "lllr", side_by_side=True)
+    table.add("size", "1 kB", "2 kB", "2.000x")
+    table.add("operators", "one two three four", "five six seven eight")
+    assert lines(table, 46) == [
+        "            a.onnx        b.onnx         ratio",
+        "size        1 kB          2 kB          2.000x",
+        "operators   one two       five six",
+        "            three four    seven eight",
+    ]
+    assert lines(table, 100)[2] == "operators   one two three four   five six seven eight"
+
+
 def test_an_empty_table() -> None:
     assert lines(Table(["a", "b"], "lr"), 80) == ["a   b"]
 
