@@ -288,13 +288,27 @@ def test_a_row_without_a_remark_has_no_line_for_one() -> None:
     table = Table(["a long name", "n", ""], "lrl")
     table.add("  indented", "1")
     table.add("  indented", "1", "a remark below its row")
-    assert lines(table, 12) == [
+    assert lines(table, 16) == [
         "a long name   n",
         "  indented    1",
         "  indented    1",
         "      a remark",
         "      below its",
         "      row",
+    ]
+
+
+def test_where_cells_do_not_fit_the_name_has_a_line_of_its_own() -> None:
+    table = Table(["name", "SQNR", "n", ""], "lrrl")
+    table.add("/a/very/long/name/of/a/node", "34.5 dB", "12", "odd")
+    table.add("/short")
+    assert lines(table, 42)[1] == "/a/very/long/name/of/a/node   34.5 dB   12"
+    assert lines(table, 30) == [
+        "name",
+        "       SQNR    n",
+        "/a/very/long/name/of/a/node",
+        "    34.5 dB   12   odd",
+        "/short",
     ]
 
 

@@ -49,9 +49,18 @@ class Table:
                 return
         widths.pop()
         start = sum(widths) + _GAP * len(widths)
+        # Where the cells do not fit, the first one (a name, as a rule) has a line of its own, the others the next.
+        below = 4 + start - widths[0] - _GAP if widths else 0
+        stacked = width is not None and start - _GAP > width and 4 < below - _GAP <= width
         for row in rows:
             line = Text()
-            for cell, wide, side in zip(row[:-1], widths, self.align, strict=False):
+            if stacked:
+                if row[0].plain:
+                    yield row[0]
+                if not any(row[1:]):
+                    continue
+                line, start = Text("    "), below
+            for cell, wide, side in list(zip(row[:-1], widths, self.align, strict=False))[stacked:]:
                 pad = Text(" " * (wide - cell.cell_len))
                 line = line + (pad + cell if side == "r" else cell + pad) + Text(" " * _GAP)
             yield from _with_remark(line, row[-1], start, console, width)
