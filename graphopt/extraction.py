@@ -283,7 +283,7 @@ class _Finder:
         if holder is not None:
             raise InputError(f"'{shown(name)}' is inside function '{holder.name}'; only the main graph can be cut")
         near = difflib.get_close_matches(name, [n for n in self._known if n], n=1)
-        hint = f"did you mean '{shown(near[0])}'?" if near else "graphopt view shows the names there are"
+        hint = f"did you mean '{shown(near[0])}'?" if near else "graphopt inspect --nodes lists the nodes"
         raise InputError(f"no value is called '{shown(name)}' (in the main graph); {hint}")
 
 

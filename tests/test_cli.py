@@ -16,12 +16,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 import pytest
 from conftest import DATA, DEMO, MODELS, ROOT, Ran, run_cli, run_process
 
-from graphopt.cli import VERBS
+from graphopt.cli import VERBS, cli
 
 Watch = Callable[[Path], AbstractContextManager[None]]
 DIGITS = DEMO / "digits.onnx"
@@ -139,6 +140,14 @@ def test_every_verb_has_an_example_and_every_example_a_verb() -> None:
     verbs = {example[0] for example in EXAMPLES}
     assert verbs >= set(VERBS)
     assert all(verb in VERBS or verb.endswith(".onnx") for verb in verbs)
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e[0] in VERBS], ids=" ".join)
+def test_every_example_is_understood(example: tuple[str, ...]) -> None:
+    verb, *words = example
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    command.make_context(verb, words)
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e[0] not in ELSEWHERE and e != ("demo",)], ids=" ".join)

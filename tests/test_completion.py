@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from conftest import DATA, MODELS, Ran, run_cli, run_process
 
-from graphopt.cli import VERBS
+from graphopt.cli import VERBS, cli
 
 SHARED = MODELS / "shared.onnx"
 
@@ -80,6 +81,17 @@ def test_passes_behind_the_last_comma() -> None:
 
 def test_targets() -> None:
     assert offered("quantize", "--target", "ort") == ["ort-arm64", "ort-cpu"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_word_of_every_verb_is_completed(verb: str) -> None:
+    """What names a file, a pass, a target or a metric, that is."""
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    wanted = {"D", "M", "IN", "A", "B", "OUT", "T", "DIR", "R.toml", "A,B", "M..."} - {"M" if verb == "passes" else ""}
+    for param in command.params:
+        named = param.metavar in wanted and param.name not in ("inputs", "outputs")
+        assert not named or param._custom_shell_complete, f"{verb}: {param.name}"
 
 
 def test_models_and_files(workplace: Path) -> None:

@@ -218,7 +218,7 @@ def test_the_original_is_not_touched() -> None:
     ("inputs", "outputs", "message"),
     [
         (["www1"], ["y"], r"no value is called 'www1' \(in the main graph\); did you mean"),
-        (["zzzzzzz"], ["y"], "graphopt view shows the names"),
+        (["zzzzzzz"], ["y"], "graphopt inspect --nodes"),
         (["h"], ["h"], "'h' is both an input and an output"),
         (["h"], ["x"], "'x' is an input of the model, so no node makes it"),
         (None, ["w1"], "'w1' is a weight, so no node makes it"),

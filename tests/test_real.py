@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_diff import told_apart
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "models"
@@ -108,3 +109,8 @@ def test_optimize_is_exact_and_never_larger(name: str, tmp_path: Path) -> None:
     assert output.stat().st_size <= (folder / "model.onnx").stat().st_size
     assert all(not o["mismatch"] for o in report["comparison"]["outputs"])
     assert report["output"]["nodes"] <= report["input"]["nodes"]
+
+
+@pytest.mark.parametrize("name", [*METRICS, "silero-vad-if"])
+def test_diff_tells_renamed_from_changed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told_apart(_needs(name) / "model.onnx", tmp_path, capsys)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from conftest import DATA, DEMO, MODELS, ROOT
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.text import Text
 
 import graphopt
 from graphopt.cli._finish import to_json
-from graphopt.report import result, text
+from graphopt.report import markdown, result, text
 from graphopt.report.table import Table
 from graphopt.report.units import count, plural, ratio, seconds, size
 
@@ -223,13 +224,39 @@ def test_comparison() -> None:
 
 
 def test_markdown() -> None:
-    page = shown(made(), printer=text.print_markdown)
-    tables = [block.splitlines() for block in page.split("\n\n")[1:]]
+    with click.Context(click.Command("quantize")) as context:
+        context.meta[markdown.KEY] = True
+        page = shown(made())
+    assert shown(made()) != page, "and without a context it is the terminal's"
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
     assert len(tables) == 2
     for rows in tables:
         assert len({row.count("|") for row in rows}) == 1
         assert set(rows[1]) <= set("| -:")
     assert f"| nodes | {made()['input']['nodes']} | {made()['output']['nodes']} |" in page
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["a", "b"], "a\\\nb\n"),
+        (["a", "  b", "    c", "  d"], "a\n\n- b\n  - c\n- d\n"),
+        (["", "a"], "\na\n"),
+        (["a", "", "b"], "a\n\nb\n"),
+        (["__init__ *x* `y` <b> a_b a|b"], "\\_\\_init_\\_ \\*x\\* \\`y\\` \\<b> a_b a\\|b\n"),
+        ([markdown.Row("| a |"), markdown.Row("| - |"), "b"], "| a |\n| - |\n\nb\n"),
+        (["# 1", "[a](b)"], "\\# 1\\\n[a\\](b)\n"),
+    ],
+)
+def test_lines_as_markdown(lines: list[str], expected: str) -> None:
+    assert markdown.document(lines) == expected
+
+
+def test_a_table_as_markdown_keeps_indentation_and_leaves_out_empty_columns() -> None:
+    table = Table(["", "n", ""], "lrl")
+    table.add("a|b", "1")
+    table.add("  c", "")
+    assert list(table.markdown()) == ["|  | n |", "| --- | ---: |", "| a\\|b | 1 |", "| &nbsp;&nbsp;c |  |"]
 
 
 # Tables and units
@@ -255,6 +282,47 @@ def test_a_table_is_aligned_and_its_remarks_wrapped() -> None:
         "                    seven eight",
     ]
     assert lines(table, 30)[1:4] == ["a               1", "    one two three four five", "    six seven eight"]
+
+
+def test_a_row_without_a_remark_has_no_line_for_one() -> None:
+    table = Table(["a long name", "n", ""], "lrl")
+    table.add("  indented", "1")
+    table.add("  indented", "1", "a remark below its row")
+    assert lines(table, 16) == [
+        "a long name   n",
+        "  indented    1",
+        "  indented    1",
+        "      a remark",
+        "      below its",
+        "      row",
+    ]
+
+
+def test_where_cells_do_not_fit_the_name_has_a_line_of_its_own() -> None:
+    table = Table(["name", "SQNR", "n", ""], "lrrl")
+    table.add("/a/very/long/name/of/a/node", "34.5 dB", "12", "odd")
+    table.add("/short")
+    assert lines(table, 42)[1] == "/a/very/long/name/of/a/node   34.5 dB   12"
+    assert lines(table, 30) == [
+        "name",
+        "       SQNR    n",
+        "/a/very/long/name/of/a/node",
+        "    34.5 dB   12   odd",
+        "/short",
+    ]
+
+
+def test_models_side_by_side_are_wrapped_each_in_its_place() -> None:
+    table = Table(["", "a.onnx", "b.onnx", "ratio"], "lllr", side_by_side=True)
+    table.add("size", "1 kB", "2 kB", "2.000x")
+    table.add("operators", "one two three four", "five six seven eight")
+    assert lines(table, 46) == [
+        "            a.onnx        b.onnx         ratio",
+        "size        1 kB          2 kB          2.000x",
+        "operators   one two       five six",
+        "            three four    seven eight",
+    ]
+    assert lines(table, 100)[2] == "operators   one two three four   five six seven eight"
 
 
 def test_an_empty_table() -> None:

@@ -24,7 +24,6 @@ def make(
     as_json: bool,
     verbose: bool,
     quiet: bool = False,
-    markdown: bool = False,
     external: bool | None = None,
 ) -> None:
     """Do ``work(progress=...)``, write its model to ``destination``, print the report.
@@ -36,8 +35,6 @@ def make(
 
     if destination == "-" and as_json:
         raise InputError("the model and --json both want stdout; write the model to a file")
-    if as_json and markdown:
-        raise InputError("--json and --markdown both want stdout; give one")
     if destination != "-":
         check_destination(destination)
 
@@ -47,11 +44,7 @@ def make(
         elif not quiet:
             from graphopt.report import text
 
-            stream = sys.stderr if destination == "-" else None
-            if markdown:
-                text.print_markdown(report, stream=stream)
-            else:
-                text.print_result(report, verbose=verbose, stream=stream)
+            text.print_result(report, verbose=verbose, stream=sys.stderr if destination == "-" else None)
 
     models: list[tuple[Any, Any]] = []
     show = with_page(print_report, models=models)

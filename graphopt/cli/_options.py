@@ -16,6 +16,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Command(click.Command):
     """A verb whose ``--help`` lists its options under headings, in the order they were declared."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        from graphopt.errors import InputError
+        from graphopt.report.markdown import asked
+
+        if asked() and ctx.params.get("as_json"):
+            raise InputError("--json and --markdown both want stdout; give one")
+        return super().invoke(ctx)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         heading = "Options"
@@ -89,6 +97,14 @@ _shown = (
         "-v", "--verbose", is_flag=True, callback=_verbose, is_eager=True, help="Say everything; tracebacks on errors."
     ),
 )
+
+
+def _as_markdown(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    from graphopt.report.markdown import KEY
+
+    ctx.meta[KEY] = value
+
+
 PAGE = "graphopt.page"
 """Where the context of a command keeps what ``--report`` was given."""
 
@@ -113,13 +129,20 @@ report = click.option(
 
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors (and --json).")
 _markdown = click.option(
-    "--markdown", is_flag=True, help="Print the tables as Markdown, for an issue or a pull request."
+    "--markdown",
+    is_flag=True,
+    callback=_as_markdown,
+    expose_value=False,
+    help="Print it as Markdown, for an issue or a pull request.",
 )
 
-output = _stack(section("Output"), *_shown)
-"""Of every verb."""
+plain = _stack(section("Output"), *_shown)
+"""Of a verb that says a few words."""
 
-judged = _stack(section("Output"), _quiet, *_shown)
+output = _stack(section("Output"), _markdown, *_shown)
+"""Of a verb that prints tables; whatever it prints through ``report.text`` is Markdown where that is asked for."""
+
+judged = _stack(section("Output"), _quiet, _markdown, *_shown)
 """Of a verb that judges."""
 
 result = _stack(section("Output"), report, _quiet, _markdown, *_shown)

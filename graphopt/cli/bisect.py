@@ -7,20 +7,37 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt bisect model.onnx --data calib.npz\n"
-    "  graphopt bisect model.onnx --passes mine.py:rewrite -o repro.onnx",
+    "  graphopt bisect model.onnx --passes fold-constants,mine.py:rewrite \\\n"
+    "      -o repro.onnx",
 )
-@click.argument("model", metavar="IN")
-@click.option("-o", "--output", metavar="REPRO.onnx", help="Where to write the smallest piece that shows it.")
-@click.option("--recipe", metavar="R.toml", help="The passes to try (default: what graphopt optimize runs).")
-@click.option("--passes", metavar="A,B", help="Just these passes: names, file.py:function, package.module:function.")
+@click.argument("model", metavar="IN", shell_complete=_complete.models)
+@click.option(
+    "-o",
+    "--output",
+    metavar="REPRO.onnx",
+    shell_complete=_complete.files,
+    help="Where to write the smallest piece that shows it.",
+)
+@click.option(
+    "--recipe",
+    metavar="R.toml",
+    shell_complete=_complete.files,
+    help="The passes to try (default: what graphopt optimize runs).",
+)
+@click.option(
+    "--passes",
+    metavar="A,B",
+    shell_complete=_complete.passes,
+    help="Just these passes: names, file.py:function, package.module:function.",
+)
 @_options.section("Data")
-@click.option("--data", metavar="D", help="Samples to look on, besides made-up ones.")
+@click.option("--data", metavar="D", shell_complete=_complete.files, help="Samples to look on, besides made-up ones.")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use only the first N samples.")
 @_options.images
 @_options.section("Running")

@@ -20,7 +20,7 @@ from graphopt.cli import _complete, _options
     show_default=True,
     help="Folder for the result.",
 )
-@_options.output
+@_options.plain
 @_options.report
 def command(output: str, as_json: bool, verbose: bool) -> None:
     """The main job on a model and data that come with graphopt.

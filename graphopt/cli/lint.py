@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt lint int8.onnx --target tensorrt\n  graphopt lint int8.onnx --strict --json",
 )
-@click.argument("model", metavar="M")
-@click.option("--target", metavar="T", default="ort-cpu", show_default=True, help="The runtime it is for.")
+@click.argument("model", metavar="M", shell_complete=_complete.models)
+@click.option(
+    "--target",
+    metavar="T",
+    shell_complete=_complete.targets,
+    default="ort-cpu",
+    show_default=True,
+    help="The runtime it is for.",
+)
 @click.option("--strict", is_flag=True, help="Exit 1 for warnings, too.")
 @_options.external_roots
 @_options.judged

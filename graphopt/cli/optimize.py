@@ -50,7 +50,7 @@ def command(
     from graphopt.cli._finish import make
 
     target = where(output, destination)
-    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "markdown", "external")}
+    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
     options = _options.api_options(values)
     names = None if passes is None else [n.strip() for n in passes.split(",") if n.strip()]
     make(partial(api.optimize, model, recipe=recipe, passes=names, **options), target, **shown)

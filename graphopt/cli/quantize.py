@@ -84,7 +84,7 @@ def command(
     from graphopt.cli._finish import make, refuse_page
     from graphopt.cli.optimize import where
 
-    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "markdown", "external")}
+    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
     options = _options.api_options(values)
     if exclude_from is not None:
         from graphopt.ranking import excluded_layers

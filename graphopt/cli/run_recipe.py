@@ -30,7 +30,7 @@ def command(recipe: str, output: str | None, model: str | None, **values: Any) -
     from graphopt.errors import InputError
     from graphopt.recipe import read
 
-    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "markdown")}
+    shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet")}
     given = read(recipe)
     if model is not None:
         given.model = model

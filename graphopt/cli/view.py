@@ -19,7 +19,7 @@ from graphopt.cli import _complete, _options
 @click.option(
     "--port", type=click.IntRange(min=0, max=65535), metavar="N", help="Port to serve on (default: a free one)."
 )
-@_options.output
+@_options.plain
 def command(model: str, no_browser: bool, port: int | None, as_json: bool, verbose: bool) -> None:
     """Open M in netron, a viewer in the browser; Ctrl-C ends it.
 

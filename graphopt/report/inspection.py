@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,12 +11,13 @@ from rich.text import Text
 from graphopt.external import shown
 from graphopt.report.table import Table
 from graphopt.report.text import _page
-from graphopt.report.units import count, plural, size
+from graphopt.report.units import count, plural, ratio, size
 
 _SHOWN = 24
 _DIMS = 6
 _DEPTH = 3
 _MODULES = 60
+_FEW = 3
 
 
 def print_inspection(
@@ -49,7 +50,9 @@ def print_inspection(
 
 def overview(reports: list[dict[str, Any]], *, verbose: bool = False) -> Table:
     """What each model is; inputs and outputs one a row."""
-    table = Table(["", *names(reports)], "l" + "l" * len(reports))
+    pair = len(reports) == 2
+    titles = ["", *names(reports), *(["ratio"] if pair else [])]
+    table = Table(titles, "l" * (1 + len(reports)) + "r" * pair, side_by_side=len(reports) > 1)
     for title, value in (
         ("file size", _file_size),
         ("opsets", lambda r: ", ".join(f"{shown(k)} {v}" for k, v in r["opsets"].items())),
@@ -64,7 +67,7 @@ def overview(reports: list[dict[str, Any]], *, verbose: bool = False) -> Table:
         ("activations", lambda r: _peak(r, len(reports) == 1)),
         ("quantized", _coverage),
     ):
-        table.add(title, *(value(r) for r in reports))
+        table.add(title, *(value(r) for r in reports), *([_ratio(title, *reports)] if pair else []))
     for side in ("inputs", "outputs"):
         for index in range(max(len(r[side]) for r in reports)):
             table.add(
@@ -73,7 +76,7 @@ def overview(reports: list[dict[str, Any]], *, verbose: bool = False) -> Table:
             )
     if any(r["dynamic_dims"] for r in reports):
         table.add("dynamic dims", *(_dims(r, None if verbose else _DIMS) for r in reports))
-    table.add("nodes", *(_nodes(r) for r in reports))
+    table.add("nodes", *(_nodes(r) for r in reports), *([_ratio("nodes", *reports)] if pair else []))
     if any(r["function_list"] for r in reports):
         table.add("functions", *(_functions(r) for r in reports))
     if any(r["metadata"] for r in reports):
@@ -84,13 +87,32 @@ def overview(reports: list[dict[str, Any]], *, verbose: bool = False) -> Table:
     return table
 
 
+def _ratio(title: str, a: dict[str, Any], b: dict[str, Any]) -> str:
+    """What B has over what A has, where that is a number and known in both."""
+    measured: dict[str, Callable[[dict[str, Any]], int | None]] = {
+        "file size": lambda r: r["bytes"] + r["external_bytes"],
+        "parameters": lambda r: r["parameters"],
+        "weights": lambda r: r["weight_bytes"],
+        "MACs": lambda r: None if r["macs_unknown_nodes"] else r["macs"],
+        "activations": lambda r: None if r["activation_peak"]["unknown_values"] else r["activation_peak"]["bytes"],
+        "nodes": lambda r: r["nodes"],
+    }
+    if title not in measured:
+        return ""
+    before, after = (measured[title](r) for r in (a, b))
+    return "" if before is None or after is None else ratio(after, before)
+
+
 def operators(reports: list[dict[str, Any]], *, limit: int | None = _SHOWN) -> Table:
     """Operator counts side by side, the most frequent first."""
-    table = Table(["operator", *names(reports), ""], "l" + "r" * len(reports) + "l")
+    pair = len(reports) == 2
+    titles = ["operator", *names(reports), *(["ratio"] if pair else []), ""]
+    table = Table(titles, "l" + "r" * (len(titles) - 2) + "l")
     most = {n: max(r["operators"].get(n, 0) for r in reports) for r in reports for n in r["operators"]}
     ordered = sorted(most, key=lambda n: (-most[n], n))
     for name in ordered[:limit]:
-        table.add(shown(name), *(str(r["operators"].get(name, "")) for r in reports))
+        counts = [r["operators"].get(name, 0) for r in reports]
+        table.add(shown(name), *(str(n or "") for n in counts), *([ratio(counts[1], counts[0])] if pair else []))
     if limit is not None and len(ordered) > limit:
         table.add(f"{plural(len(ordered) - limit, 'more operator')}; -v")
     return table
@@ -153,7 +175,9 @@ def modules(root: dict[str, Any], *, depth: int | None = _DEPTH) -> Table:
             name += "/" + one["name"]
         inner = one["children"]
         cut = depth is not None and level >= depth and bool(inner)
-        here = ", ".join(f"{n} {shown(op)}" for op, n in one["operators"].items())
+        most = sorted(one["operators"].items(), key=lambda item: -item[1])
+        here = ", ".join(f"{n} {shown(op)}" for op, n in (most if depth is None else most[:_FEW]))
+        here += f", {len(most) - _FEW} more" if depth is not None and len(most) > _FEW else ""
         if cut:
             hidden = plural(_count(one) - 1, "more module")
             here = f"{here}; {hidden}" if here else hidden

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from graphopt.report import result
+from graphopt.report import markdown, result
 from graphopt.report.result import SHOWN, dim
 from graphopt.report.table import Table
 from graphopt.report.units import plural
@@ -29,8 +29,13 @@ class _Page:
         # Wrapped at a terminal's width; where there is none (a file, a pipe) nothing is wrapped or cut.
         self._console = Console(file=stream, highlight=False)
         self._width = self._console.width if stream.isatty() else None
+        self.markdown = markdown.asked()
+        self._said: list[str] = []
 
     def lines(self, lines: Iterable[Line]) -> None:
+        if self.markdown:
+            self._said += [line.plain if isinstance(line, Text) else line for line in lines]
+            return
         for line in lines:
             self._console.print(line if isinstance(line, Text) else Text(line), soft_wrap=True)
 
@@ -40,14 +45,15 @@ class _Page:
         if found:
             self.lines(["", *found])
 
-    def table(self, table: Table) -> Iterator[Text]:
-        return table.lines(self._console, self._width)
+    def table(self, table: Table) -> Iterator[Line]:
+        return table.markdown() if self.markdown else table.lines(self._console, self._width)
 
     @contextmanager
     def written(self, stream: IO[str]) -> Iterator[_Page]:
         with self._console.capture() as captured:
             yield self
-        click.echo(captured.get(), file=stream, nl=False, color=True)
+        said = markdown.document(self._said) if self.markdown else captured.get()
+        click.echo(said, file=stream, nl=False, color=True)
 
 
 @contextmanager
@@ -61,6 +67,8 @@ def print_result(report: dict[str, Any], *, verbose: bool = False, stream: IO[st
     """What a verb that makes a model has to say."""
     with _page(stream) as page:
         page.lines(_heading(report))
+        if page.markdown:  # it is read where nobody can ask
+            page.lines([f"graphopt {report['versions']['graphopt']}"])
         if report.get("output") is not None:
             page.block(page.table(result.before_after(report, limit=None if verbose else SHOWN)))
         idle = [] if verbose or len(report["ledger"]) <= SHOWN else result.idle(report["ledger"])
@@ -73,14 +81,6 @@ def print_result(report: dict[str, Any], *, verbose: bool = False, stream: IO[st
                 page.block(_changes(entry))
         page.block(result.notes(report))
         page.block(result.gates(report))
-
-
-def print_markdown(report: dict[str, Any], *, stream: IO[str] | None = None) -> None:
-    """The two tables of a result, to be pasted into an issue."""
-    about = f"{_machine(report)}, graphopt {report['versions']['graphopt']}"
-    tables = [result.before_after(report, limit=None)] if report.get("output") is not None else []
-    tables.append(result.ledger(report["ledger"]))
-    click.echo("\n\n".join([about, *(table.markdown() for table in tables)]), file=stream)
 
 
 def _machine(report: dict[str, Any]) -> str:
