@@ -31,6 +31,8 @@ GAP_DB = 3.0
 
 _TIMED_SAMPLES = 4
 
+_RANDOM_ONLY = "compared on random inputs only; give --data for real ones"
+
 
 @dataclass
 class Verdict:
@@ -74,10 +76,12 @@ def judge(
     sizes: tuple[int, int],
     seconds: float = 2.0,
     approximate: bool = True,
+    known: Comparison | None = None,
 ) -> Verdict:
     """Compare, measure, time and gate, on inputs that ``context.original`` takes, as the candidate does.
 
-    ``sizes``: (original, candidate) file bytes.
+    ``sizes``: (original, candidate) file bytes. ``known`` is a comparison on random inputs made already, which stands
+    where nothing else is to be measured: loading two large models takes a while.
 
     Where the original does not run here (custom operators), or on no random inputs where there is no data, nothing is
     compared, and the notes say so.
@@ -87,6 +91,11 @@ def judge(
         InputError: a metric or gate that cannot be evaluated.
     """
     verdict = Verdict()
+    dataset = context.eval_data or context.data
+    if known is not None and dataset is None and not approximate and seconds == 0:
+        verdict.comparison, verdict.notes = known, [_RANDOM_ONLY, *known.notes]
+        _gate(verdict, gates, sizes)
+        return verdict
     try:
         before = Session(original, threads=context.threads)
     except RuntimeFailure as error:
@@ -94,7 +103,6 @@ def judge(
         _gate(verdict, gates, sizes)
         return verdict
     after = Session(candidate, threads=context.threads)
-    dataset = context.eval_data or context.data
     inputs, _ = interface(context.original)
     if dataset is None:
         try:
@@ -104,26 +112,36 @@ def judge(
             _gate(verdict, gates, sizes)
             return verdict
         verdict.comparison = compare_sessions(before, after, feeds)
-        verdict.notes.append("compared on random inputs only; give --data for real ones")
+        verdict.notes.append(_RANDOM_ONLY)
     else:
         verdict.comparison, verdict.metric = _on_data(before, after, dataset, metric, context)
         feeds = [to_feeds(sample, inputs) for sample in dataset.take(_TIMED_SAMPLES)]
     verdict.notes.extend(verdict.comparison.notes)
-    if approximate and sizes[1] >= sizes[0] > 1:
-        verdict.notes.append(
-            f"WARNING: the file is no smaller ({sizes[0]} -> {sizes[1]} bytes): what stayed in float outweighs the rest"
-        )
     if approximate:
+        _no_smaller(verdict, sizes)
         _optimization_gap(verdict, original, candidate, after, feeds, context)
         _collapse(verdict)
     if seconds > 0:
-        context.progress(0, None, "timing")
-        threads = context.threads or 1
-        sessions = {"original": Session(original, threads=threads), "candidate": Session(candidate, threads=threads)}
-        verdict.timing, ratios = time_models(sessions, feeds, seconds=seconds)
-        verdict.speed = ratios["candidate"]
+        _time(verdict, {"original": original, "candidate": candidate}, feeds, seconds, context)
     _gate(verdict, gates, sizes)
     return verdict
+
+
+def _no_smaller(verdict: Verdict, sizes: tuple[int, int]) -> None:
+    if sizes[1] >= sizes[0] > 1:
+        verdict.notes.append(
+            f"WARNING: the file is no smaller ({sizes[0]} -> {sizes[1]} bytes): what stayed in float outweighs the rest"
+        )
+
+
+def _time(
+    verdict: Verdict, models: Mapping[str, ir.Model], feeds: Sequence[Any], seconds: float, context: Context
+) -> None:
+    context.progress(0, None, "timing")
+    threads = context.threads or 1
+    sessions = {name: Session(model, threads=threads, timed=True) for name, model in models.items()}
+    verdict.timing, ratios = time_models(sessions, feeds, seconds=seconds)
+    verdict.speed = ratios["candidate"]
 
 
 def _on_data(

@@ -262,6 +262,7 @@ def make(
         sizes=(report["input"]["bytes"], report["output"]["bytes"]),
         seconds=options.time,
         approximate=approximate,
+        known=result.comparison,
     )
     report.update(verdict.as_dict())
     _merge_notes(report["notes"], verdict.notes)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import GraphoptError, RuntimeFailure
-from graphopt.model import to_proto
+from graphopt.references import referring
 from graphopt.storage import INLINE_LIMIT, save
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ class Session:
     ``optimize`` False turns the runtime's own graph optimizations off (the reference); ``threads`` None leaves the
     choice to the runtime; ``taps`` are names of inner values returned beside the outputs (``outputs`` False: instead
     of them). ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`.
-    ``sizes_first`` runs Size and Shape nodes as soon as they can, so that nothing is kept alive for them.
+    ``sizes`` are Size nodes put into the graph and run as soon as they can, so that nothing is kept alive for them.
+
+    Large weights in a data file are read from that file in place (:func:`graphopt.references.referring`). Their kernels
+    then do not repack them, which would copy every weight, unless the session is ``timed``.
 
     Raises:
         RuntimeFailure: the model does not load; the message is the runtime's own, in one line.
@@ -61,7 +64,8 @@ class Session:
         taps: Sequence[str] = (),
         outputs: bool = True,
         permuted: bool = False,
-        sizes_first: bool = False,
+        sizes: Sequence[onnx.NodeProto] = (),
+        timed: bool = False,
     ) -> None:
         import onnx_ir as ir
         import onnxruntime as ort
@@ -73,11 +77,16 @@ class Session:
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
-        if sizes_first:
+        if sizes:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         # A pool that spins between runs steals the core from whoever works on the outputs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
-        proto = to_proto(model) if isinstance(model, ir.Model) else model
+        proto, folder = referring(model) if isinstance(model, ir.Model) else (model, None)
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
+        if sizes:
+            proto.graph.node.extend(sizes)
         if taps or not outputs:
             proto = _with_taps(proto, taps, keep_outputs=outputs)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -86,6 +95,7 @@ class Session:
             if (
                 permuted
                 and optimize
+                and folder is None
                 and isinstance(source, bytes)
                 and any(n.op_type == "Conv" for n in proto.graph.node)
             ):
@@ -231,18 +241,18 @@ def _tap_bytes(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int
     known |= {v.name: v for g in model.graphs() for node in g for v in node.outputs}
     sizes: dict[str, int] = {}
     measured: dict[str, tuple[str, int]] = {}
-    proto = to_proto(model)
+    nodes: list[onnx.NodeProto] = []
     for name in names:
         value = known.get(name)
         sizes[name] = 0
         if value is None or value.type is None or isinstance(value.type, ir.TensorType):
             bits = value.dtype.bitwidth if value is not None and value.dtype not in (None, ir.DataType.STRING) else 32
             measured[name] = (f"graphopt.size:{name}", bits)
-            proto.graph.node.append(onnx.helper.make_node("Size", [name], [measured[name][0]]))
+            nodes.append(onnx.helper.make_node("Size", [name], [measured[name][0]]))
     if not measured:
         return sizes
     wanted = [size for size, _ in measured.values()]
-    session = Session(proto, optimize=False, threads=threads, taps=wanted, outputs=False, sizes_first=True)
+    session = Session(model, optimize=False, threads=threads, taps=wanted, outputs=False, sizes=nodes)
     found = session.run(feeds, wanted)
     return sizes | {name: int(found[size]) * bits // 8 for name, (size, bits) in measured.items()}
 
