@@ -40,6 +40,55 @@ def runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
+@dataclass(frozen=True)
+class Loadable:
+    """A model as the runtime takes it, for several sessions: writing out 100,000 nodes takes a second.
+
+    ``source``: bytes where protobuf can, else a path in ``scratch``; ``folder``: what references are relative to.
+    """
+
+    source: bytes | str
+    folder: Path | None
+    convolutions: bool
+    scratch: tempfile.TemporaryDirectory[str] | None = None
+
+
+def loadable(
+    model: ir.Model | onnx.ModelProto,
+    *,
+    taps: Sequence[str] = (),
+    outputs: bool = True,
+    sizes: Sequence[onnx.NodeProto] = (),
+) -> Loadable:
+    """``model`` written out for :class:`Session`, whose options these are.
+
+    Raises:
+        ModelError: as :func:`graphopt.model.to_proto`.
+        RuntimeFailure: it cannot be written.
+    """
+    import onnx_ir as ir
+
+    proto, folder = referring(model) if isinstance(model, ir.Model) else (model, None)
+    if sizes:
+        proto.graph.node.extend(sizes)
+    if taps or not outputs:
+        proto = _with_taps(proto, taps, keep_outputs=outputs)
+    convolutions = any(node.op_type == "Conv" for node in proto.graph.node)
+    try:
+        if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
+            return Loadable(bytes(proto.SerializeToString()), folder, convolutions)
+        scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
+        path = Path(scratch.name) / "model.onnx"
+        save(ir.from_proto(proto), path, external=True)
+    except Exception as error:  # protobuf and onnx-ir raise whatever they met
+        raise _not_loaded(error) from error
+    return Loadable(str(path), folder, convolutions, scratch)
+
+
+def _not_loaded(error: Exception) -> RuntimeFailure:
+    return RuntimeFailure(f"ONNX Runtime cannot load the model: {one_line(error)}")
+
+
 class Session:
     """One model loaded in ONNX Runtime on the CPU.
 
@@ -57,7 +106,7 @@ class Session:
 
     def __init__(
         self,
-        model: ir.Model | onnx.ModelProto,
+        model: ir.Model | onnx.ModelProto | Loadable,
         *,
         optimize: bool = True,
         threads: int | None = None,
@@ -67,7 +116,6 @@ class Session:
         sizes: Sequence[onnx.NodeProto] = (),
         timed: bool = False,
     ) -> None:
-        import onnx_ir as ir
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -81,42 +129,20 @@ class Session:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         # A pool that spins between runs steals the core from whoever works on the outputs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
-        proto, folder = referring(model) if isinstance(model, ir.Model) else (model, None)
+        given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
+        source, folder, self._scratch = given.source, given.folder, given.scratch
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
-        if sizes:
-            proto.graph.node.extend(sizes)
-        if taps or not outputs:
-            proto = _with_taps(proto, taps, keep_outputs=outputs)
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
-            source = self._source(proto)
-            if (
-                permuted
-                and optimize
-                and folder is None
-                and isinstance(source, bytes)
-                and any(n.op_type == "Conv" for n in proto.graph.node)
-            ):
+            if permuted and optimize and folder is None and isinstance(source, bytes) and given.convolutions:
                 self._session = _permuted_session(source, options)
             else:
                 self._session = _inference_session(source, options)
         except Exception as error:  # pybind raises a family of its own without a common base
-            raise RuntimeFailure(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+            raise _not_loaded(error) from error
         self.input_names = [i.name for i in self._session.get_inputs()]
         self.output_names = [o.name for o in self._session.get_outputs()]
-
-    def _source(self, proto: onnx.ModelProto) -> bytes | str:
-        """Bytes where protobuf can; a data file of our own in a scratch folder where it cannot."""
-        import onnx_ir as ir
-
-        if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
-            return bytes(proto.SerializeToString())
-        self._scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
-        path = Path(self._scratch.name) / "model.onnx"
-        save(ir.from_proto(proto), path, external=True)
-        return str(path)
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> Outputs:
         """All outputs (and taps) by name.

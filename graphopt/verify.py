@@ -20,7 +20,7 @@ from graphopt.errors import InputError, RuntimeFailure
 from graphopt.model import clone, interface
 from graphopt.probes import probes, still
 from graphopt.recipe import Recipe, write
-from graphopt.session import Outputs, Session
+from graphopt.session import Loadable, Outputs, Session, loadable
 from graphopt.storage import save
 from graphopt.validation import (
     OTHER_SIZES,
@@ -86,11 +86,12 @@ class Verifier:
         self.threads = context.threads
         self.signature = _interface(facing)
         try:
-            plain = Session(reference, optimize=False, threads=context.threads)
+            written = loadable(reference)
+            plain = Session(written, optimize=False, threads=context.threads)
             self.refused = narrowed is not None
             chosen = _choose(facing, plain, context) if feeds is None else _Chosen(feeds, [], ["the inputs given"])
             self.refused = False
-            optimized = Session(reference, threads=context.threads)
+            optimized = Session(written, threads=context.threads)
             self._measure_noise(chosen, plain, optimized)
             self.expected = [plain.run(feed) for feed in self.feeds]
             if context.data is None and context.eval_data is None:
@@ -156,20 +157,24 @@ class Verifier:
             return Violation("inputs or outputs have other names or types, or are not to be overridden any more")
         if self.unable is not None:
             return None  # numbers cannot be compared; the interface was
+        try:
+            written = loadable(candidate)
+        except RuntimeFailure as error:
+            return Violation(str(error))
         # Probes without optimizations only: NaN and the like may come out otherwise where the runtime fuses.
         for optimize, count in ((False, len(self.feeds)), (True, self.ordinary)):
-            found = self._differs(candidate, self.feeds[:count], self.expected[:count], optimize=optimize)
+            found = self._differs(written, self.feeds[:count], self.expected[:count], optimize=optimize)
             if found is not None:
                 return found
         if self.overrides:
-            changed = _overridden(candidate, self.overrides)
+            changed = loadable(_overridden(candidate, self.overrides))
             found = self._differs(changed, self.feeds[:1], [self.expected_overridden], optimize=False)
             if found is not None:
                 return Violation(f"where a caller overrides the initializers, {found.reason}")
         return None
 
     def _differs(
-        self, candidate: ir.Model, feeds: list[Feed], expected: list[Outputs], *, optimize: bool
+        self, candidate: Loadable, feeds: list[Feed], expected: list[Outputs], *, optimize: bool
     ) -> Violation | None:
         index = 0
         kept = self.optimized if optimize else []
