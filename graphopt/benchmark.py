@@ -142,7 +142,7 @@ def _timed(models: Sequence[ir.Model], feeds: Sequence[Feeds], threads: int, opt
     """One table: every model with this many threads."""
     if options.progress is not None:
         options.progress(0, None, f"timing on {threads} thread{'s' if threads > 1 else ''}")
-    sessions = {str(index): Session(model, threads=threads) for index, model in enumerate(models)}
+    sessions = {str(index): Session(model, threads=threads, timed=True) for index, model in enumerate(models)}
     for name, session in sessions.items():
         _tried(session, feeds, int(name) + 1, options)
     found, ratios = time_models(sessions, feeds, seconds=options.time)

@@ -26,6 +26,32 @@ _INLINE_LIMIT = 2**30
 
 _SHOWN = 200
 
+_MAPPED = "graphopt.mapped"
+"""Key in a tensor's ``meta`` (shared by clones, never written) under which its :class:`MappedFile` stands."""
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """Where a mapped tensor's bytes lie: the real path and identity of the file that was opened, and the offset."""
+
+    path: Path
+    identity: tuple[int, ...]
+    offset: int
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the path still leads to the file that is mapped, so that somebody else may read it by its path."""
+        try:
+            return _identity(self.path.lstat()) == self.identity
+        except OSError:
+            return False
+
+
+def mapped_file(tensor: ir.TensorProtocol) -> MappedFile | None:
+    """The file behind a tensor that came in through the gate; None for any other."""
+    found = getattr(tensor, "meta", {}).get(_MAPPED)
+    return found if isinstance(found, MappedFile) else None
+
 
 @dataclass
 class ExternalFiles:
@@ -39,6 +65,7 @@ class ExternalFiles:
     folder: Path | None
     roots: tuple[Path, ...] = ()
     _maps: dict[str, mmap.mmap | None] = field(default_factory=dict)
+    _places: dict[str, tuple[Path, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def used(self) -> bool:
@@ -104,6 +131,7 @@ class ExternalFiles:
             result = ir.Tensor(array.reshape(shape), dtype=dtype, name=tensor.name)
         result.doc_string = tensor.doc_string
         result.metadata_props.update(tensor.metadata_props)
+        result.meta[_MAPPED] = MappedFile(*self._places[os.fspath(tensor.location)], offset)
         return result
 
     def map_all(self, model: ir.Model) -> None:
@@ -163,6 +191,7 @@ class ExternalFiles:
                     f"{what} is a hard link to another user's file; copy it, or name its folder with "
                     "--external-root DIR if you trust it"
                 )
+            self._places[location] = real, _identity(status)
             return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if status.st_size else None
         except OSError as error:
             raise ModelError(f"cannot map {what}: {error.strerror or error}; copy it to a local disk") from error
@@ -210,6 +239,10 @@ def shown(text: str | bytes) -> str:
     text = text if isinstance(text, str) else repr(text)[2:-1]
     cut = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _path_of(descriptor: int, path: Path) -> Path:

@@ -35,6 +35,8 @@ SLOWER = 1.03
 
 _TIMED_SAMPLES = 4
 
+_RANDOM_ONLY = "compared on random inputs only; give --data for real ones"
+
 
 @dataclass
 class Verdict:
@@ -84,10 +86,12 @@ def judge(
     sizes: tuple[int, int],
     seconds: float = 2.0,
     approximate: bool = True,
+    known: Comparison | None = None,
 ) -> Verdict:
     """Compare, measure, time and gate, on inputs that ``context.original`` takes, as the candidate does.
 
-    ``sizes``: (original, candidate) file bytes.
+    ``sizes``: (original, candidate) file bytes. ``known`` is a comparison on random inputs made already, which stands
+    where nothing else is to be measured: loading two large models takes a while.
 
     Where the original does not run here (custom operators), or on no random inputs where there is no data, nothing is
     compared, and the notes say so.
@@ -97,6 +101,11 @@ def judge(
         InputError: a metric or gate that cannot be evaluated.
     """
     verdict = Verdict()
+    dataset = context.eval_data or context.data
+    if known is not None and dataset is None and not approximate and seconds == 0:
+        verdict.comparison, verdict.notes = known, [_RANDOM_ONLY, *known.notes]
+        _gate(verdict, gates, sizes)
+        return verdict
     try:
         before = Session(original, threads=context.threads)
     except RuntimeFailure as error:
@@ -104,7 +113,6 @@ def judge(
         _gate(verdict, gates, sizes)
         return verdict
     after = Session(candidate, threads=context.threads)
-    dataset = context.eval_data or context.data
     inputs, _ = interface(context.original)
     if dataset is None:
         try:
@@ -114,16 +122,13 @@ def judge(
             _gate(verdict, gates, sizes)
             return verdict
         verdict.comparison = compare_sessions(before, after, feeds)
-        verdict.notes.append("compared on random inputs only; give --data for real ones")
+        verdict.notes.append(_RANDOM_ONLY)
     else:
         verdict.comparison, verdict.metric = _on_data(before, after, dataset, metric, context)
         feeds = [to_feeds(sample, inputs) for sample in dataset.take(_TIMED_SAMPLES)]
     verdict.notes.extend(verdict.comparison.notes)
-    if approximate and sizes[1] >= sizes[0] > 1:
-        verdict.notes.append(
-            f"WARNING: the file is no smaller ({sizes[0]} -> {sizes[1]} bytes): what stayed in float outweighs the rest"
-        )
     if approximate:
+        _no_smaller(verdict, sizes)
         _optimization_gap(verdict, original, candidate, after, feeds, context)
         _collapse(verdict)
     if seconds > 0:
@@ -131,6 +136,13 @@ def judge(
         time_both(verdict, original, candidate, context, seconds=seconds)
     _gate(verdict, gates, sizes)
     return verdict
+
+
+def _no_smaller(verdict: Verdict, sizes: tuple[int, int]) -> None:
+    if sizes[1] >= sizes[0] > 1:
+        verdict.notes.append(
+            f"WARNING: the file is no smaller ({sizes[0]} -> {sizes[1]} bytes): what stayed in float outweighs the rest"
+        )
 
 
 def timed_feeds(original: ir.Model, context: Context) -> list[dict[str, Any]]:
@@ -146,7 +158,8 @@ def time_both(verdict: Verdict, original: ir.Model, candidate: ir.Model, context
     """Time the two against each other on what ``verdict`` was judged on, and enter it there."""
     context.progress(0, None, "timing")
     threads = context.threads or 1
-    sessions = {"original": Session(original, threads=threads), "candidate": Session(candidate, threads=threads)}
+    sessions = {"original": Session(original, threads=threads, timed=True)}
+    sessions["candidate"] = Session(candidate, threads=threads, timed=True)
     verdict.timing, ratios = time_models(sessions, verdict.feeds, seconds=seconds)
     verdict.speed = ratios["candidate"]
 

@@ -11,6 +11,7 @@ from graphopt.base import Change, Pass, Skip
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.validation import Comparison
     from graphopt.verify import Feed, Violation
 
 
@@ -76,6 +77,8 @@ class RunResult:
     notes: list[str]
     exact: ir.Model | None = None
     """The model as the first approximate pass found it; None where none changed anything."""
+    comparison: Comparison | None = None
+    """``model`` against the original, where verifying left one: see :class:`graphopt.verify.Verifier`."""
 
     @property
     def reverted(self) -> list[LedgerEntry]:

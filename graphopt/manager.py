@@ -16,6 +16,7 @@ from graphopt.ledger import Guilt, LedgerEntry, RunResult
 from graphopt.model import clone, fingerprint, weight_bytes
 from graphopt.structure import check_model
 from graphopt.user_code import one_line
+from graphopt.validation import Comparison
 from graphopt.verify import Verifier, Violation, outline, write_reproducer
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class PassManager:
             else:
                 run.apply(step)
         run.close()
-        return RunResult(run.model, run.ledger, list(run.notes), run.exact)
+        return RunResult(run.model, run.ledger, list(run.notes), run.exact, run.comparison)
 
 
 class _Run:
@@ -111,6 +112,8 @@ class _Run:
         self.steps: list[_Step] = []  # the current segment: exact passes since the last approximate one
         self.verified = 0  # how many of them are known to be right
         self.verifier: Verifier | None = None
+        self.original = original.model
+        self.comparison: Comparison | None = None
         self.ledger: list[LedgerEntry] = []
         self.exact: ir.Model | None = None
         self.notes: dict[str, None] = {}
@@ -179,7 +182,7 @@ class _Run:
         sizes = self.snapshot.size, _size(self.model) if entry.changes else self.snapshot.size
         entry.nodes, entry.weight_bytes = zip(*sizes, strict=True)
         if entry.changes:
-            self.snapshot, self.idle = None, []
+            self.snapshot, self.idle, self.comparison = None, [], None
         else:
             self.idle.append(pass_)
         if entry.changes and pass_.contract != "exact" and self.exact is None:
@@ -220,7 +223,12 @@ class _Run:
         if self.verifier.unable is not None:
             self.notes[f"not compared numerically: {self.verifier.unable}"] = None
         # Each round takes out a pass, or switches off sites of one that is taken out if it is found again.
-        while self.steps[self.verified :] and (violation := self.verifier.violation(self.model)) is not None:
+        while self.steps[self.verified :]:
+            violation = self.verifier.violation(self.model)
+            if violation is None:
+                from_original = self.steps[0].before is self.original
+                self.comparison = self.verifier.comparison if from_original else None
+                break
             self._bisect(self.verifier, violation)
         self.verified = len(self.steps)
         if self.verifier.unable is None:
@@ -240,7 +248,7 @@ class _Run:
         step, rest, violation = self.steps[count - 1], self.steps[count:], seen[count]
         sites = [] if step.entry.status == "partly reverted" else self._guilty_sites(step, verifier)
         self.model = clone(step.before)
-        self.snapshot, self.idle = None, []
+        self.snapshot, self.idle, self.comparison = None, [], None
         del self.steps[count - 1 :]
         self.verified = min(self.verified, len(self.steps))
         why = f"reverted: {violation.reason}"

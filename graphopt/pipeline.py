@@ -273,6 +273,7 @@ def _judged(
         sizes=(report["input"]["bytes"], report["output"]["bytes"]),
         seconds=options.time,
         approximate=any(e.contract == "approximate" and e.changes for e in result.ledger),
+        known=result.comparison,
     )
     if promise is not None:
         report["never_slower"] = promise.keep(verdict, model, result.model, context, options.gates, options.time)

@@ -99,7 +99,7 @@ def recorded(
         warm = Session(model, threads=threads)
         for feed in feeds:
             warm.run(feed)
-    sessions = [Session(model, threads=threads, profile=True) for model in models]
+    sessions = [Session(model, threads=threads, profile=True, timed=True) for model in models]
     started, runs = time.perf_counter(), 0
     while runs < _LEAST_RUNS or time.perf_counter() - started < seconds:
         for session in sessions:

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, RuntimeFailure
-from graphopt.model import to_proto
+from graphopt.references import referring
 from graphopt.storage import INLINE_LIMIT, save
 
 if TYPE_CHECKING:
@@ -38,14 +39,66 @@ def runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
+@dataclass(frozen=True)
+class Loadable:
+    """A model as the runtime takes it, for several sessions: writing out 100,000 nodes takes a second.
+
+    ``source``: bytes where protobuf can, else a path in ``scratch``; ``folder``: what references are relative to.
+    """
+
+    source: bytes | str
+    folder: Path | None
+    convolutions: bool
+    scratch: tempfile.TemporaryDirectory[str] | None = None
+
+
+def loadable(
+    model: ir.Model | onnx.ModelProto,
+    *,
+    taps: Sequence[str] = (),
+    outputs: bool = True,
+    sizes: Sequence[onnx.NodeProto] = (),
+) -> Loadable:
+    """``model`` written out for :class:`Session`, whose options these are.
+
+    Raises:
+        ModelError: as :func:`graphopt.model.to_proto`.
+        RuntimeFailure: it cannot be written.
+    """
+    import onnx_ir as ir
+
+    proto, folder = referring(model) if isinstance(model, ir.Model) else (model, None)
+    if sizes:
+        proto.graph.node.extend(sizes)
+    if taps or not outputs:
+        proto = _with_taps(proto, taps, keep_outputs=outputs)
+    convolutions = any(node.op_type == "Conv" for node in proto.graph.node)
+    try:
+        if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
+            return Loadable(bytes(proto.SerializeToString()), folder, convolutions)
+        scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
+        path = Path(scratch.name) / "model.onnx"
+        save(ir.from_proto(proto), path, external=True)
+    except Exception as error:  # protobuf and onnx-ir raise whatever they met
+        raise _not_loaded(error) from error
+    return Loadable(str(path), folder, convolutions, scratch)
+
+
+def _not_loaded(error: Exception) -> RuntimeFailure:
+    return RuntimeFailure(f"ONNX Runtime cannot load the model: {one_line(error)}")
+
+
 class Session:
     """One model loaded in ONNX Runtime on the CPU.
 
     ``optimize`` False turns the runtime's own graph optimizations off (the reference); ``threads`` None leaves the
     choice to the runtime; ``taps`` are names of inner values returned beside the outputs (``outputs`` False: instead
     of them). ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`.
-    ``sizes_first`` runs Size and Shape nodes as soon as they can, so that nothing is kept alive for them.
+    ``sizes`` are Size nodes put into the graph and run as soon as they can, so that nothing is kept alive for them.
     ``profile`` records what each node takes; see :meth:`profiled`.
+
+    Large weights in a data file are read from that file in place (:func:`graphopt.references.referring`). Their kernels
+    then do not repack them, which would copy every weight, unless the session is ``timed``.
 
     Raises:
         RuntimeFailure: the model does not load; the message is the runtime's own, in one line.
@@ -53,56 +106,38 @@ class Session:
 
     def __init__(
         self,
-        model: ir.Model | onnx.ModelProto,
+        model: ir.Model | onnx.ModelProto | Loadable,
         *,
         optimize: bool = True,
         threads: int | None = None,
         taps: Sequence[str] = (),
         outputs: bool = True,
         permuted: bool = False,
-        sizes_first: bool = False,
+        sizes: Sequence[onnx.NodeProto] = (),
+        timed: bool = False,
         profile: bool = False,
     ) -> None:
-        import onnx_ir as ir
-
-        options = _session_options(optimize=optimize, threads=threads, sizes_first=sizes_first)
-        proto = to_proto(model) if isinstance(model, ir.Model) else model
-        if taps or not outputs:
-            proto = _with_taps(proto, taps, keep_outputs=outputs)
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        options = _session_options(optimize=optimize, threads=threads, sizes_first=bool(sizes))
+        given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
+        source, folder, self._scratch = given.source, given.folder, given.scratch
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
         if profile:
-            self._scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
+            self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="graphopt-")
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
-        try:
-            source = self._source(proto)
-            if profile and isinstance(source, bytes):  # a larger one could not be written
-                assert self._scratch is not None
+            if isinstance(source, bytes) and folder is None:  # a larger one could not be written
                 options.optimized_model_filepath = str(Path(self._scratch.name) / _OPTIMIZED)
-            if (
-                permuted
-                and optimize
-                and isinstance(source, bytes)
-                and any(n.op_type == "Conv" for n in proto.graph.node)
-            ):
+        try:
+            if permuted and optimize and folder is None and isinstance(source, bytes) and given.convolutions:
                 self._session = _permuted_session(source, options)
             else:
                 self._session = _inference_session(source, options)
         except Exception as error:  # pybind raises a family of its own without a common base
-            raise RuntimeFailure(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+            raise _not_loaded(error) from error
         self.input_names = [i.name for i in self._session.get_inputs()]
         self.output_names = [o.name for o in self._session.get_outputs()]
-
-    def _source(self, proto: onnx.ModelProto) -> bytes | str:
-        """Bytes where protobuf can; a data file of our own in a scratch folder where it cannot."""
-        import onnx_ir as ir
-
-        if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
-            return bytes(proto.SerializeToString())
-        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="graphopt-")
-        path = Path(self._scratch.name) / "model.onnx"
-        save(ir.from_proto(proto), path, external=True)
-        return str(path)
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> Outputs:
         """All outputs (and taps) by name.
@@ -257,18 +292,18 @@ def _tap_bytes(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int
     known |= {v.name: v for g in model.graphs() for node in g for v in node.outputs}
     sizes: dict[str, int] = {}
     measured: dict[str, tuple[str, int]] = {}
-    proto = to_proto(model)
+    nodes: list[onnx.NodeProto] = []
     for name in names:
         value = known.get(name)
         sizes[name] = 0
         if value is None or value.type is None or isinstance(value.type, ir.TensorType):
             bits = value.dtype.bitwidth if value is not None and value.dtype not in (None, ir.DataType.STRING) else 32
             measured[name] = (f"graphopt.size:{name}", bits)
-            proto.graph.node.append(onnx.helper.make_node("Size", [name], [measured[name][0]]))
+            nodes.append(onnx.helper.make_node("Size", [name], [measured[name][0]]))
     if not measured:
         return sizes
     wanted = [size for size, _ in measured.values()]
-    session = Session(proto, optimize=False, threads=threads, taps=wanted, outputs=False, sizes_first=True)
+    session = Session(model, optimize=False, threads=threads, taps=wanted, outputs=False, sizes=nodes)
     found = session.run(feeds, wanted)
     return sizes | {name: int(found[size]) * bits // 8 for name, (size, bits) in measured.items()}
 

@@ -243,36 +243,34 @@ def output_noise(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None
     Raises:
         RuntimeFailure: the model does not run.
     """
-    each = noise_by_feed(model, feeds, threads=threads)
+    plain, optimized = Session(model, optimize=False, threads=threads), Session(model, threads=threads)
+    each = noise_by_feed(plain, optimized, feeds)
     return {name: max(noise[name] for noise in each) for name in each[0]} if each else {}
 
 
 def noise_by_feed(
-    model: ir.Model,
+    plain: Session,
+    optimized: Session,
     feeds: Sequence[Feeds],
     *,
-    threads: int | None = None,
-    plain: Session | None = None,
     still: Callable[[Feeds], Mapping[str, NDArray[np.bool_]]] | None = None,
 ) -> list[dict[str, float]]:
-    """:func:`output_noise` of each feed by itself; ``still`` says which elements are not to be
-    moved, ``plain`` is the model, loaded without optimizations already."""
-    plain = plain or Session(model, optimize=False, threads=threads)
-    optimized = Session(model, threads=threads)
+    """:func:`output_noise` of each feed by itself, of a model loaded without and with the runtime's optimizations;
+    ``still`` says which elements are not to be moved."""
     found: list[dict[str, float]] = []
     for feed in feeds:
-        reference = plain.run(feed)
+        expected = plain.run(feed)
         floats = {k: v for k, v in feed.items() if v.dtype.kind == "f"}
         # As arrays: numpy makes a number of what has no axis, and the runtime takes none in half precision.
         moved = {**feed, **{k: np.asarray(np.nextafter(v, np.asarray(np.inf, v.dtype))) for k, v in floats.items()}}
         moved |= {k: np.where(where, feed[k], moved[k]) for k, where in (still(feed) if still else {}).items()}
-        noise = dict.fromkeys(reference, 0.0)
+        noise = dict.fromkeys(expected, 0.0)
         for other in (optimized.run(feed), plain.run(moved)):
             for name, value in other.items():
                 probe = OutputDifference(name)
-                probe.add(reference[name], value)
+                probe.add(expected[name], value)
                 own = math.inf if probe.mismatch is not None else probe.max_abs
-                noise[name] = max(noise[name], own, _floor(reference[name]) * probe.scale)
+                noise[name] = max(noise[name], own, _floor(expected[name]) * probe.scale)
         found.append({name: NOISE_FACTOR * value for name, value in noise.items()})
     return found
 

@@ -20,7 +20,7 @@ from graphopt.errors import InputError, RuntimeFailure
 from graphopt.model import clone, interface
 from graphopt.probes import probes, still
 from graphopt.recipe import Recipe, write
-from graphopt.session import Outputs, Session
+from graphopt.session import Loadable, Outputs, Session, loadable
 from graphopt.storage import save
 from graphopt.validation import (
     OTHER_SIZES,
@@ -63,7 +63,8 @@ class Verifier:
     Feeds: the first real samples where there are any, and legal random ones, at a second batch size where the
     reference runs at it; or those given. ``unable`` says why no comparison is possible (custom operators, say),
     ``notes`` what had to be left out. ``narrowed`` is what the reference became where fewer inputs were asked for:
-    feeds and interface are its, and ``refused`` says that the reference runs, but on none of them.
+    feeds and interface are its, and ``refused`` says that the reference runs, but on none of them. ``comparison`` is
+    the last candidate that held against the reference, both optimized, where there is no data to do that on.
     """
 
     def __init__(
@@ -80,15 +81,21 @@ class Verifier:
         self.notes: list[str] = []
         self.feeds: list[Feed] = []
         self.noise: list[dict[str, float]] = []
+        self.optimized: list[Outputs] = []  # kept where the last word could come from here
+        self.comparison: Comparison | None = None
         self.threads = context.threads
         self.signature = _interface(facing)
         try:
-            plain = Session(reference, optimize=False, threads=context.threads)
+            written = loadable(reference)
+            plain = Session(written, optimize=False, threads=context.threads)
             self.refused = narrowed is not None
             chosen = _choose(facing, plain, context) if feeds is None else _Chosen(feeds, [], ["the inputs given"])
             self.refused = False
-            self._measure_noise(reference, chosen, plain)
+            optimized = Session(written, threads=context.threads)
+            self._measure_noise(chosen, plain, optimized)
             self.expected = [plain.run(feed) for feed in self.feeds]
+            if context.data is None and context.eval_data is None:
+                self.optimized = [optimized.run(feed) for feed in self.feeds[: self.ordinary]]
             self.excluded = unstable(plain, self.feeds[0])
         except (RuntimeFailure, InputError) as error:
             self.unable = str(error)
@@ -96,13 +103,13 @@ class Verifier:
         self._say_what_is_left_out()
         self._override(reference, facing)
 
-    def _measure_noise(self, reference: ir.Model, chosen: _Chosen, plain: Session) -> None:
+    def _measure_noise(self, chosen: _Chosen, plain: Session, optimized: Session) -> None:
         """Noise per feed and output; feeds on which the reference itself is undecided are left out where it can be.
 
         Ordinary feeds share the largest noise among them; a probe is judged by its own.
         """
         self.feeds, words = chosen.feeds, list(chosen.words)
-        each = noise_by_feed(reference, self.feeds, threads=self.threads, plain=plain)
+        each = noise_by_feed(plain, optimized, self.feeds)
         steady = [i for i, noise in enumerate(each) if _is_steady(noise)]
         if 0 < len(steady) < len(each):
             left = len(each) - len(steady)
@@ -112,7 +119,7 @@ class Verifier:
         self.noise = [shared] * len(self.feeds)
         self.ordinary = len(self.feeds)
         for word, probe in chosen.probes:
-            (own,) = noise_by_feed(reference, [probe], threads=self.threads, still=still)
+            (own,) = noise_by_feed(plain, optimized, [probe], still=still)
             if _is_steady(own):
                 self.feeds, self.noise = [*self.feeds, probe], [*self.noise, own]
                 words.append(word)
@@ -145,26 +152,33 @@ class Verifier:
 
     def violation(self, candidate: ir.Model) -> Violation | None:
         """Why ``candidate`` is no exact rewrite of the reference, or None; optimizations off and on."""
+        self.comparison = None
         if _interface(candidate) != self.signature:
             return Violation("inputs or outputs have other names or types, or are not to be overridden any more")
         if self.unable is not None:
             return None  # numbers cannot be compared; the interface was
+        try:
+            written = loadable(candidate)
+        except RuntimeFailure as error:
+            return Violation(str(error))
         # Probes without optimizations only: NaN and the like may come out otherwise where the runtime fuses.
         for optimize, count in ((False, len(self.feeds)), (True, self.ordinary)):
-            found = self._differs(candidate, self.feeds[:count], self.expected[:count], optimize=optimize)
+            found = self._differs(written, self.feeds[:count], self.expected[:count], optimize=optimize)
             if found is not None:
                 return found
         if self.overrides:
-            changed = _overridden(candidate, self.overrides)
+            changed = loadable(_overridden(candidate, self.overrides))
             found = self._differs(changed, self.feeds[:1], [self.expected_overridden], optimize=False)
             if found is not None:
                 return Violation(f"where a caller overrides the initializers, {found.reason}")
         return None
 
     def _differs(
-        self, candidate: ir.Model, feeds: list[Feed], expected: list[Outputs], *, optimize: bool
+        self, candidate: Loadable, feeds: list[Feed], expected: list[Outputs], *, optimize: bool
     ) -> Violation | None:
         index = 0
+        kept = self.optimized if optimize else []
+        compared = [OutputDifference(name, nondeterministic=name in self.excluded) for name in self.expected[0]]
         try:
             session = Session(candidate, optimize=optimize, threads=self.threads)
             for index, (feed, outputs) in enumerate(zip(feeds, expected, strict=True)):
@@ -175,8 +189,12 @@ class Verifier:
                 found = exact_violation(Comparison(differences, 1), self.noise[index])
                 if found is not None:
                     return Violation(found, index)
+                for difference in compared if kept else ():
+                    difference.add(kept[index][difference.name], got[difference.name])
         except RuntimeFailure as error:
             return Violation(str(error), index)
+        if kept:
+            self.comparison = Comparison(compared, len(kept))
         return None
 
 

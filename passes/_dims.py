@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph import attribute, constant
+from graphopt.graph import attribute, constant, is_op
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -338,3 +338,14 @@ _RULES: dict[str, Rule] = {
     "ReduceProd": _reduce,
     "ConstantOfShape": _filled,
 }
+
+
+def begins(node: ir.Node) -> bool:
+    """Whether the node's result may be a known size although none of its inputs is: a quick look, without shapes.
+
+    Not where it only passes its input on, nor where it computes with a constant that is no integer.
+    """
+    if not is_op(node, *_RULES) or is_op(node, "Identity", "Cast", "Unsqueeze", "Squeeze"):
+        return False
+    stored = (constant(value) for value in node.inputs if value is not None)
+    return all(tensor is None or tensor.dtype in _WHOLE for tensor in stored)

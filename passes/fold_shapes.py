@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import attribute, bodies, constant, is_op, label, nodes, value_names
-from graphopt.passes._dims import product, quotient, weak
+from graphopt.passes._dims import begins, product, quotient, weak
 from graphopt.passes._facts import Facts
 from graphopt.passes._rewire import OFF, remove
 from graphopt.passes._weights import add_constant, node_bytes, tensor_bytes
@@ -51,7 +51,8 @@ class FoldShapes(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         result = PassResult()
-        edits = _Finder(model, Facts(model)).edits()
+        # Inference takes seconds on a large graph, and where no size is computed it has nothing to say.
+        edits = _Finder(model, Facts(model)).edits() if any(map(_promising, nodes(model))) else []
         allowed = [edit for edit in edits if context.allows(self.name, label(edit.site))]
         kept = _affordable(allowed)
         for edit in edits:
@@ -67,6 +68,13 @@ class FoldShapes(Pass):
         if not edits:
             result.skipped.append(Skip("(graph)", "no size that is computed is known beforehand"))
         return result
+
+
+def _promising(node: ir.Node) -> bool:
+    """Whether a size may begin to be known here, or be used."""
+    if is_op(node, "Reshape"):
+        return len(node.inputs) > 1 and constant(node.inputs[1]) is None
+    return begins(node)
 
 
 class _Finder:

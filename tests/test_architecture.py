@@ -20,7 +20,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("user_code", "external"),
     ("structure", "residue"),
     ("model",),
-    ("graph", "storage", "numbering", "common_inputs"),
+    ("graph", "storage", "references", "numbering", "common_inputs"),
     ("cost", "channels", "align", "tensors", "surgery", "session", "target", "linear"),
     ("data", "difference", "weights", "propagation"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),

@@ -153,7 +153,7 @@ class TestWhatKindOfFile:
 
         def fstat(descriptor: int) -> object:
             status = real(descriptor)
-            fields = {name: getattr(status, name) for name in ("st_mode", "st_size")}
+            fields = {name: getattr(status, name) for name in ("st_mode", "st_size", "st_dev", "st_ino", "st_mtime_ns")}
             return SimpleNamespace(**fields, st_nlink=links, st_uid=os.geteuid() + owner)
 
         monkeypatch.setattr(gate.os, "fstat", fstat)

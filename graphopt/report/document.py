@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.graph import nodes, opset
 from graphopt.model import is_external, to_proto, weight_bytes
+from graphopt.references import referred_bytes, referring
 from graphopt.session import runtime_version
 from graphopt.storage import INLINE_LIMIT
 from graphopt.target import this_cpu
@@ -68,7 +69,9 @@ def about(model: ir.Model, source: Any) -> dict[str, Any]:
         size, digest = Path(path).stat().st_size + (weights if is_external(model) else 0), file_sha256(path)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         size, digest = len(source), hashlib.sha256(source).hexdigest()
-    elif weights < INLINE_LIMIT:
+    elif (referred := referred_bytes(model)) or weights >= INLINE_LIMIT:
+        size = weights if weights - referred >= INLINE_LIMIT else referring(model)[0].ByteSize() + referred
+    else:
         data = to_proto(model).SerializeToString(deterministic=True)
         size, digest = len(data), hashlib.sha256(data).hexdigest()
     return {

@@ -218,10 +218,11 @@ class Search:
         self.context.progress(0, None, "timing mixtures")
         threads = self.context.threads or 1
         racing = [candidate for candidate in candidates if candidate.holds is not False]
-        sessions = {"original": Session(self.original, threads=threads), "float": Session(self.exact, threads=threads)}
+        floats = {"original": self.original, "float": self.exact}
+        sessions = {name: Session(model, threads=threads, timed=True) for name, model in floats.items()}
         for candidate in list(racing):
             try:
-                sessions[candidate.name] = Session(candidate.model, threads=threads)
+                sessions[candidate.name] = Session(candidate.model, threads=threads, timed=True)
             except RuntimeFailure:  # a mixture that the runtime refuses is no candidate
                 racing.remove(candidate)
         _, ratios = time_models(sessions, self.feeds, seconds=max(self.time, 1.0) * len(sessions) / 2)
