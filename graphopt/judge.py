@@ -106,21 +106,19 @@ def judge(
         verdict.comparison, verdict.notes = known, [_RANDOM_ONLY, *known.notes]
         _gate(verdict, gates, sizes)
         return verdict
+    why = "nothing was compared or timed"
     try:
         before = Session(original, threads=context.threads)
-    except RuntimeFailure as error:
-        verdict.notes.append(f"nothing was compared or timed: {error}")
+        if dataset is None:
+            why += " on random inputs; give --data"
+            feeds = runnable_feeds(context.original, before, 2, seed=context.seed)
+    except (RuntimeFailure, InputError) as error:  # custom operators; or it takes no random inputs
+        verdict.notes.append(f"{why}: {error}")
         _gate(verdict, gates, sizes)
         return verdict
     after = Session(candidate, threads=context.threads)
     inputs, _ = interface(context.original)
     if dataset is None:
-        try:
-            feeds = runnable_feeds(context.original, before, 2, seed=context.seed)
-        except (RuntimeFailure, InputError) as error:  # it takes no random inputs
-            verdict.notes.append(f"nothing was compared or timed on random inputs; give --data: {error}")
-            _gate(verdict, gates, sizes)
-            return verdict
         verdict.comparison = compare_sessions(before, after, feeds)
         verdict.notes.append(_RANDOM_ONLY)
     else:

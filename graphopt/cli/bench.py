@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from graphopt.cli import _options
+from graphopt.cli import _complete, _options
 
 
 @click.command(
@@ -15,9 +15,14 @@ from graphopt.cli import _options
     "  graphopt bench model.onnx --data test.npz --profile\n"
     "  graphopt bench model.onnx --input-shape image:1,1,8,8",
 )
-@click.argument("models", metavar="M...", nargs=-1, required=True)
+@click.argument("models", metavar="M...", nargs=-1, required=True, shell_complete=_complete.models)
 @_options.section("Inputs")
-@click.option("--data", metavar="D", help="Samples to run (default: legal random ones, and the output says so).")
+@click.option(
+    "--data",
+    metavar="D",
+    shell_complete=_complete.files,
+    help="Samples to run (default: legal random ones, and the output says so).",
+)
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="How many (default: the first 4).")
 @click.option(
     "--input-shape",
