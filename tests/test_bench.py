@@ -234,7 +234,8 @@ def test_the_text_has_the_reports_numbers() -> None:
     assert f"{plural(hidden, 'more node')} take" in page
     every = shown(report, verbose=True)
     assert all(node["node"] in every for node in report["profiles"][0]["nodes"] if node["node"])
-    second["ratio"] = {"median": 1.5, "low": 0.9, "high": 1.75}
+    for timing in report["timings"]:  # what was really measured may be noise on one of them
+        timing["results"][1]["ratio"] = {"median": 1.5, "low": 0.9, "high": 1.75}
     assert "slower" not in shown(report)
 
 

@@ -448,6 +448,8 @@ def test_interrupting_leaves_nothing(after: float, workplace: Path, untouched: W
     images = np.load(CALIBRATION)["image"]
     np.savez("many.npz", image=np.repeat(images, 100, axis=0))
     command = [sys.executable, "-m", "graphopt", "quantize", str(DIGITS), "-o", "out.onnx", "--data", "many.npz"]
+    # A background job of a shell ignores SIGINT, and so would the child; what has a handler here is default there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with untouched(workplace):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60

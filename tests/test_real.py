@@ -81,7 +81,8 @@ def test_these_keep_their_score(name: str, tmp_path: Path) -> None:
     code, report = _quantize(name, tmp_path / "int8.onnx", "--max-drop", "2%")
     assert code == 0, report.get("error")
     entry = next(e for e in report["ledger"] if e["pass"] == "quantize-static")
-    assert entry["metrics"]["macs_percent"] > 90
+    # All layers but silero-vad's LSTM, which has no static integer kernel and is a fifth of its arithmetic.
+    assert entry["metrics"]["macs_percent"] > (75 if name == "silero-vad" else 90)
 
 
 def test_a_model_whose_layers_all_lie_in_an_if_is_refused_with_the_reason(tmp_path: Path) -> None:
