@@ -131,7 +131,7 @@ def quantize(
     why = runnable(loaded) if mode == "static" else None
     if why is not None:
         raise InputError(f"static quantization has to run the model and cannot: {why}; try --mode dynamic, or optimize")
-    before = prepare(loaded, merged.target, calibrated=mode == "static")
+    before = prepare(loaded, merged.target, calibrated=mode == "static", exclude=exclude)
     pipeline = [*before, create(f"quantize-{mode}", settings)]
     must = [f"quantize-{mode}"]
     return make(loaded, pipeline, merged, verb="quantize", named=source, must=must, promise=promise)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.base import Context, Pipeline, flatten
-from graphopt.errors import InputError, NothingDone
+from graphopt.errors import InputError, NothingDone, command
 from graphopt.ledger import Guilt, LedgerEntry
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike, to_proto
@@ -73,7 +73,7 @@ class Bisection:
             written.append(data)
         write_text(recipe, recipe_of(self.guilt.pass_, self.piece.violation, **settings))
         repro["path"], repro["recipe"] = str(target), str(recipe)
-        repro["command"] = f"graphopt bisect {target} --recipe {recipe}"
+        repro["command"] = command("graphopt", "bisect", target, "--recipe", recipe)
         return [*written, recipe]
 
 

@@ -28,6 +28,12 @@ ROUNDING = {2: 45.0, 4: 90.0, 8: 90.0}
 _NOISE_MARGIN = 12.0  # dB, a factor of four, as in validation.NOISE_FACTOR
 _ENOUGH = 60.0  # dB: a fall that ends above is not worth pointing at where another ends below
 _NOTHING, _MUCH = 10.0, 30.0  # dB: values with nothing in common, and such as no layer makes of those
+SWALLOWING = frozenset(
+    {"Softmax", "Sigmoid", "HardSigmoid", "Tanh", "ArgMax", "ArgMin", "Sign", "Round", "Floor", "Ceil", "Not", "And"}
+    | {"Or", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+)
+"""Operators whose result may agree though what they read does not: a sure classifier's Softmax is 1 anyway."""
+_JUMP = 20.0  # dB: what agrees must be that much closer than what is taken for another value
 _CEILING = 150.0  # dB: "identical", when falls are measured
 
 
@@ -59,7 +65,8 @@ def _product(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 class Match:
     """A value of A and the one of B; ``after`` is what B's nodes read where B quantizes it.
 
-    ``sources`` are the nearest matched values of A behind it.
+    ``sources`` are the nearest matched values of A behind it; ``swallowed``: every way from them leads through one of
+    :data:`SWALLOWING`.
     """
 
     a: str
@@ -68,6 +75,7 @@ class Match:
     node: str
     op_type: str
     sources: frozenset[str]
+    swallowed: bool = False
 
 
 @dataclass
@@ -302,13 +310,15 @@ def trace(layers: Mapping[str, Layer]) -> None:
     """Enter what each node was given, and which values were matched with another one.
 
     A value that differs while all it leads to agrees is another value that got its name (or its place) when nodes were
-    fused: what is computed from a wrong value is wrong.
+    fused: what is computed from a wrong value is wrong. What may swallow a difference does not count as agreeing,
+    unless the two values have nothing in common.
     """
     readers: dict[str, set[str]] = {name: set() for name in layers}  # past those that are another value themselves
     for name, layer in reversed(list(layers.items())):
         after = [layers[one] for one in readers[name] if not layers[one].nondeterministic]
         if layer.differs and after:
-            agree = all(not one.differs for one in after)
+            told = layer.lowest < _NOTHING or any(not one.match.swallowed for one in after)
+            agree = told and all(not one.differs and one.effective >= layer.lowest + _JUMP for one in after)
             recovered = layer.lowest < _NOTHING and all(one.effective >= _MUCH for one in after)
             layer.elsewhere = agree or recovered
         for source in layer.match.sources:

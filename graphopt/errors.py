@@ -18,6 +18,16 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean '{near[0]}'?" if near else otherwise
 
 
+def command(*words: object) -> str:
+    """A command as a message names it: it works when pasted, whatever stands in the paths."""
+    import os
+    import shlex
+    import subprocess
+
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+
+
 class ExitCode(IntEnum):
     """What the shell sees; documented in the README and stable."""
 

@@ -81,7 +81,7 @@ class LayerInput:
             return
         columns = np.concatenate(self._waiting, axis=2)
         self._waiting = []
-        columns, product = _products(columns, columns)
+        columns, product = _product(columns)
         self.gram += product
         self.total += columns.sum(axis=2)
         self.count += columns.shape[2]
@@ -107,43 +107,18 @@ class Seen:
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
-@dataclass
-class CrossInput:
-    """A layer's input x in the original beside x~ in a changed model, over the same ``count`` positions.
+def _product(a: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(a, a a^T: [groups, K, K]), both in float32 unless that overflows; NaN and infinity become zero.
 
-    ``cross``: the sum of x x~^T; ``gram``: of x~ x~^T, float64[groups, K, K]; ``total``, ``changed_total``: of x and
-    x~, float64[groups, K].
-    """
-
-    cross: NDArray[np.float64]
-    gram: NDArray[np.float64]
-    total: NDArray[np.float64]
-    changed_total: NDArray[np.float64]
-    count: int = 0
-
-    def add(self, columns: NDArray[np.float32], changed: NDArray[np.float32]) -> None:
-        """Add inputs of both, float32[groups, K, n]."""
-        columns, cross = _products(columns, changed)
-        changed, product = _products(changed, changed)
-        self.cross += cross
-        self.gram += product
-        self.total += columns.sum(axis=2)
-        self.changed_total += changed.sum(axis=2)
-        self.count += columns.shape[2]
-
-
-def _products(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(a, a b^T: [groups, K, K]), both in float32 unless that overflows; NaN and infinity become zero.
-
-    They are looked for in the product, which is smaller than the factors.
+    They are looked for in the product, which is smaller than the factor.
     """
     with np.errstate(all="ignore"):
         # Of one group, BLAS multiplies a matrix by its own transpose at half the cost.
-        found: NDArray[Any] = (a[0] @ b[0].T)[None] if len(a) == 1 else np.matmul(a, b.transpose(0, 2, 1))
+        found: NDArray[Any] = (a[0] @ a[0].T)[None] if len(a) == 1 else np.matmul(a, a.transpose(0, 2, 1))
     if np.isfinite(found).all():
         return a, found
-    clean, other = (np.nan_to_num(part.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) for part in (a, b))
-    return clean, np.matmul(clean, other.transpose(0, 2, 1))
+    clean = np.nan_to_num(a.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return clean, np.matmul(clean, clean.transpose(0, 2, 1))
 
 
 def squared_error(error: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -230,46 +205,6 @@ def sample_inputs(
     for form, picked in _each(model, list(dict.fromkeys(forms)), feeds, first, lambda _: each, cap, threads):
         found.setdefault(form, []).append(picked)
     return {form: np.concatenate(parts, axis=2)[:, :, :most] for form, parts in found.items()}
-
-
-def collect_cross(
-    original: ir.Model,
-    changed: ir.Model,
-    pairs: Mapping[Form, str],
-    feeds: Feeds,
-    *,
-    rows: int | None = None,
-    cap: int = TAP_CHUNK_BYTES,
-    threads: int | None = None,
-) -> dict[Form, CrossInput]:
-    """C and H~: each form's input in ``original`` beside the value ``pairs`` names in ``changed``, in one more sweep.
-
-    Raises:
-        RuntimeFailure: one of the models does not load or run, or the two values differ in shape.
-    """
-    first = next(iter(feeds), None)
-    found: dict[Form, CrossInput] = {}
-    if first is None:
-        return found
-    samples = sum(samples_in(feed) for feed in feeds) if rows is None else 1
-    inner = [f.value for f in pairs if f.value not in first]
-    for chunk in tap_chunks(original, list(dict.fromkeys(inner)), first, cap=cap // 2, threads=threads) or [[]]:
-        forms = [f for f in pairs if f.value in chunk or (not found and f.value in first)]
-        others = list(dict.fromkeys(pairs[f] for f in forms if pairs[f] not in first))
-        one = Session(original, taps=chunk, threads=threads, outputs=False) if chunk else None
-        two = Session(changed, taps=others, threads=threads, outputs=False) if others else None
-        for feed in feeds:
-            x = {**feed, **(one.run(feed, chunk) if one else {})}
-            y = {**feed, **(two.run(feed, others) if two else {})}
-            for form in forms:
-                most = rows or _rows_for(form, samples)
-                a, b = (form.columns(v, samples_in(feed), most) for v in (x[form.value], y[pairs[form]]))
-                if form not in found:
-                    shape = (form.groups, form.width)
-                    wide = (*shape, form.width)
-                    found[form] = CrossInput(np.zeros(wide), np.zeros(wide), np.zeros(shape), np.zeros(shape))
-                found[form].add(a, b)
-    return found
 
 
 def _rows_for(form: Form, samples: int) -> int:

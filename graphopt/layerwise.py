@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.align import align
-from graphopt.divergence import BLOCK, Distance, Layer, Match, Tolerances, findings, trace
+from graphopt.divergence import BLOCK, SWALLOWING, Distance, Layer, Match, Tolerances, findings, trace
 from graphopt.errors import InputError, RuntimeFailure
 from graphopt.extraction import by_onnx_ir, reads, typed
 from graphopt.gates import parse_size
@@ -83,6 +83,7 @@ def match_values(a: ir.Model, b: ir.Model) -> tuple[list[Match], list[str]]:
     pairs = _pairs(a, b)
     live = {v for v in a.graph.inputs if not v.is_initializer()}
     sources: dict[ir.Value, frozenset[str]] = {}
+    swallowed: dict[ir.Value, bool] = {}
     matches: list[Match] = []
     unmatched: list[str] = []
     for value in [v for v in a.graph.inputs if v in live]:
@@ -95,13 +96,14 @@ def match_values(a: ir.Model, b: ir.Model) -> tuple[list[Match], list[str]]:
         if not any(v in live for v in read) and node.op_type not in RANDOM_OPS:
             continue  # a constant: nothing to compare at run time
         behind = frozenset[str]().union(*(sources.get(v, frozenset()) for v in read))
+        lost = node.op_type in SWALLOWING or all(swallowed.get(v, False) for v in read if v in live)
         for value in node.outputs:
             live.add(value)
-            sources[value] = behind
+            sources[value], swallowed[value] = behind, lost
             name = value.name or ""
             if name in pairs and _readable(value):
-                matches.append(Match(name, *pairs[name], label(node), node.op_type, behind))
-                sources[value] = frozenset({name})
+                matches.append(Match(name, *pairs[name], label(node), node.op_type, behind, lost))
+                sources[value], swallowed[value] = frozenset({name}), False
             elif name and name not in pairs:
                 unmatched.append(name)
     return matches, unmatched

@@ -43,13 +43,13 @@ def exact_passes() -> Pipeline:
     return [ours, create("simplify", {}), ours]
 
 
-def prepare(model: ir.Model, target: str, *, calibrated: bool = False) -> Pipeline:
+def prepare(model: ir.Model, target: str, *, calibrated: bool = False, exclude: Sequence[str] = ()) -> Pipeline:
     """What runs before quantization: an operator set the target can quantize in, and the exact passes; where there is
-    calibration data (``calibrated``), the exact one that looks at it too."""
+    calibration data (``calibrated``), the exact one that looks at it too, but for the layers to ``exclude``."""
     wanted = get_target(target).opset
     upgrade = _upgrade(model, wanted) if 0 < opset(model) < wanted else []
     inline = _inline(model) if not upgrade else []  # layers in functions are layers all the same
-    smooth = [create("smooth", {})] if calibrated else []
+    smooth = [create("smooth", {"exclude": list(exclude)} if exclude else {})] if calibrated else []
     return [*upgrade, *inline, *exact_passes(), *smooth]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from graphopt.errors import InputError
+from graphopt.errors import InputError, command
 from graphopt.external import shown
 from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, weight_bytes
 
@@ -50,9 +50,8 @@ def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> 
         if target.exists() and not target.is_file():  # /dev/null and the like: a rename would replace the device
             return _stream(model, target)
         if not target.parent.is_dir():
-            raise InputError(
-                f"the folder of {where} does not exist; make it first: mkdir -p {shown(str(target.parent))}"
-            )
+            make = command("mkdir", "-p", shown(str(target.parent)))
+            raise InputError(f"the folder of {where} does not exist; make it first: {make}")
         before = _data_files(target)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         reason = getattr(error, "strerror", None) or error

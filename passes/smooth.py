@@ -6,6 +6,7 @@ positive scale per channel; here every ``s`` is a power of two, so that not one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +18,7 @@ from graphopt.errors import PreconditionError
 from graphopt.graph import attribute, constant_array, fresh, is_op, label, value_names
 from graphopt.linear import form_of, to_matrix
 from graphopt.observers import observe
+from graphopt.passes._patterns import matches
 from graphopt.passes._weights import add_constant, drop_unread
 from graphopt.statistics import BIN_COUNT, ValueStatistics
 
@@ -36,15 +38,17 @@ _WORTH = 0.5
 class Smooth(Pass):
     """Even out the channels that MatMul and Gemm layers read, where quantizing them then costs less on held-out inputs.
 
-    The scale goes into the LayerNormalization in front where nobody else reads it, else into a Mul.
+    The scale goes into the LayerNormalization in front where nobody else reads it, else into a Mul. ``exclude``: layers
+    to leave as they are, named as for ``quantize-static``.
     """
 
+    exclude: tuple[str, ...] = ()
     name: ClassVar[str] = "smooth"
     contract: ClassVar[Contract] = "exact"
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
         result = PassResult()
-        sites = _sites(model)
+        sites = _sites(model, self.exclude)
         if not sites:
             return result
         if context.data is None or context.layer_inputs is None:
@@ -68,12 +72,12 @@ class Smooth(Pass):
         return result
 
 
-def _sites(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
+def _sites(model: ir.Model, exclude: Sequence[str]) -> dict[ir.Value, list[ir.Node]]:
     """Values that MatMul and Gemm layers of the main graph read, each with those layers; a layer whose weight others
     share too, or is a graph input, cannot be scaled."""
     found: dict[ir.Value, list[ir.Node]] = {}
     for node in model.graph:
-        if not is_op(node, "MatMul", "Gemm"):
+        if not is_op(node, "MatMul", "Gemm") or matches(node, exclude):
             continue
         data, form = node.inputs[0], form_of(node)
         stored = constant_array(node.inputs[1])

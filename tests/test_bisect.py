@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -146,11 +147,12 @@ def test_a_crash_is_named_with_the_whole_model(example: Path) -> None:
     assert found.report["value"] is None
     assert "out of luck" in found.report["guilty"][0]["reason"]
     assert found.feed is None
-    found.save("r.onnx")
-    ran = run_cli(*found.report["repro"]["command"].split()[1:])
+    Path("a folder").mkdir()
+    found.save("a folder/r.onnx")
+    ran = run_cli(*shlex.split(found.report["repro"]["command"])[1:])
     assert ran.code == 1
     assert "out of luck" in ran.out
-    assert not Path("r.npz").exists()
+    assert not Path("a folder/r.npz").exists()
 
 
 @dataclass(frozen=True)

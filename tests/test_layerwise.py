@@ -120,6 +120,27 @@ def test_the_optimized_demo_does_not_part_either() -> None:
     assert layers["logits"].lowest > 100
 
 
+def test_a_softmax_that_is_sure_hides_nothing() -> None:
+    """Its result agrees to rounding though everything before it is a little off."""
+    table = np.eye(4, dtype=np.float32) * 200
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("Mul", ["h", "two"], ["m"], name="second"),
+        helper.make_node("Softmax", ["m"], ["s"], name="sure"),
+        helper.make_node("Identity", ["s"], ["y"], name="out"),
+    ]
+
+    def made(scale: float) -> onnx.ModelProto:
+        stored = [weight("w", table * scale), weight("two", 2.0)]
+        return model(nodes, [value("x", (1, 4))], [value("y", (1, 4))], stored)
+
+    feeds = [{"x": np.roll(np.array([[1, 0.1, 0.2, 0.3]], np.float32), i)} for i in range(4)]
+    layers, found = layers_of(made(1.0), made(1.01), feeds)
+    assert not layers["y"].differs
+    assert [layers[n].elsewhere for n in ("h", "m")] == [False, False]
+    assert found["first"]["value"] == "h"
+
+
 def test_every_float_value_of_a_quantized_model_gets_its_sqnr(quantized: Path) -> None:
     layers, found = layers_of(DIGITS, quantized, digits(16))
     assert not any(layer.elsewhere for layer in layers.values())

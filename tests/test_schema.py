@@ -124,6 +124,18 @@ def test_compare() -> None:
     check(caught.value.report, "compared")
 
 
+def test_sensitivity_extract_diff_and_lint() -> None:
+    digits = DEMO / "digits.onnx"
+    check(graphopt.sensitivity(digits, data=DEMO / "calibration.npz", samples=4), "sensitivities")
+    check(graphopt.extract(digits, outputs=["/act/Relu_output_0"]).report, "extracted")
+    for other in sorted(MODELS.glob("*.onnx")):
+        check(graphopt.diff(digits, other).as_dict(), "differed")
+    made = graphopt.quantize(digits, data=DEMO / "calibration.npz", samples=4, time=0).model
+    check(graphopt.diff(digits, made).as_dict(), "differed")
+    check(graphopt.lint(made, "tensorrt"), "linted")
+    check(graphopt.lint(digits), "linted")
+
+
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.onnx")), ids=lambda p: p.stem)
 def test_inspect(path: Path) -> None:
     report = graphopt.inspect(path, tree=True)

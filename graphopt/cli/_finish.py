@@ -116,7 +116,7 @@ def check_destination(destination: str) -> None:
     """
     from pathlib import Path
 
-    from graphopt.errors import InputError
+    from graphopt.errors import InputError, command
 
     path = Path(destination)
     if path.is_dir():
@@ -125,7 +125,8 @@ def check_destination(destination: str) -> None:
         raise InputError(f"{destination} is no regular file; name a file, or '-' for stdout")
     folder = path.absolute().parent
     if not folder.exists():
-        raise InputError(f"the folder of {destination} does not exist; make it first: mkdir -p {path.parent}")
+        make = command("mkdir", "-p", path.parent)
+        raise InputError(f"the folder of {destination} does not exist; make it first: {make}")
     if not folder.is_dir():
         raise InputError(f"{path.parent} is a file, so {destination} cannot be written into it; name another output")
     if not os.access(folder, os.W_OK):

@@ -33,6 +33,7 @@ def command(output: str, as_json: bool, verbose: bool) -> None:
     from graphopt import api
     from graphopt.cli._finish import make
     from graphopt.errors import InputError
+    from graphopt.errors import command as shell
     from graphopt.recipe import read
 
     folder = Path(output)
@@ -44,7 +45,7 @@ def command(output: str, as_json: bool, verbose: bool) -> None:
     with as_file(files("graphopt.demo")) as package:
         recipe = read(package / "int8.toml")
         if not as_json:
-            click.echo(f"$ graphopt run {package / 'int8.toml'} -o {destination}\n")
+            click.echo(f"$ {shell('graphopt', 'run', package / 'int8.toml', '-o', destination)}\n")
         make(partial(api.run, recipe), str(destination), as_json=as_json, verbose=verbose)
     if not as_json:
-        click.echo(f"\nwritten: {destination}\nnext: graphopt inspect {destination}")
+        click.echo(f"\nwritten: {destination}\nnext: {shell('graphopt', 'inspect', destination)}")

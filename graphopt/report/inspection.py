@@ -20,6 +20,10 @@ _MODULES = 60
 _FEW = 3
 
 
+_NAMED = 8
+"""Names told of one group of equal tensors, with ``-v`` too: exporters leave hundreds, and --json has them all."""
+
+
 def print_inspection(
     reports: list[dict[str, Any]], *, ops: bool = False, verbose: bool = False, stream: IO[str] | None = None
 ) -> None:
@@ -242,7 +246,8 @@ def details(report: dict[str, Any]) -> Iterator[Table]:
     if report["duplicates"]:
         table = Table(["duplicates", "type", "shape", "each", "wasted", ""], "lllrrl")
         for r in report["duplicates"]:
-            names = ", ".join(map(shown, r["names"]))
+            more = len(r["names"]) - _NAMED
+            names = ", ".join(map(shown, r["names"][:_NAMED])) + (f" and {more} more" if more > 0 else "")
             shape = "x".join(map(str, r["shape"])) or "scalar"
             table.add(r["certainty"], r["type"], shape, size(r["bytes"]), size(r["wasted_bytes"]), names)
         yield table

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import InputError, RuntimeFailure
+from graphopt.errors import InputError, RuntimeFailure, command
 from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
 from graphopt.report.units import plural, seconds
 from graphopt.search.budget import adopt, budget, static_step
@@ -54,7 +54,9 @@ class Promise:
         if table is not None and table.exists():
             read_table(table)
         elif table is not None and not table.absolute().parent.is_dir():
-            raise InputError(f"the folder of {table} does not exist; make it first: mkdir -p {table.parent}")
+            raise InputError(
+                f"the folder of {table} does not exist; make it first: {command('mkdir', '-p', table.parent)}"
+            )
         if time == 0 and not (table is not None and table.exists()):
             raise InputError("--placement measured has to time models, and --time 0 forbids it; give a --cost-table")
 

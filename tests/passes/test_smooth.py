@@ -45,13 +45,13 @@ def matmul(**more: Any) -> onnx.ModelProto:
 
 
 def smoothed(
-    proto: onnx.ModelProto, data: list[dict[str, np.ndarray]], *passes: Any
+    proto: onnx.ModelProto, data: list[dict[str, np.ndarray]], *passes: Any, first: Smooth | None = None
 ) -> tuple[onnx.ModelProto, LedgerEntry]:
     """Smooth and ``passes`` on a context with its sweeps; the outcome and what Smooth entered."""
     model = load(proto)
     context = Context(original=model, threads=1, data=load_data(data, interface(model)[0]))
     attach(context)
-    result = PassManager([Smooth(), *passes], raise_preconditions=True).run(model, context)
+    result = PassManager([first or Smooth(), *passes], raise_preconditions=True).run(model, context)
     assert result.reverted == []
     return to_proto(result.model), result.ledger[0]
 
@@ -162,3 +162,10 @@ def test_what_is_held_back_does_not_depend_on_the_order() -> None:
     assert held[0] == held[1]
     assert len(held[0]) == 3
     assert not held[0] & {sample["x"].tobytes() for sample in parts[0][0]}
+
+
+def test_an_excluded_layer_is_left_alone() -> None:
+    proto, data = matmul(), feeds()
+    result, entry = smoothed(proto, data, first=Smooth(exclude=("MatMul",)))
+    assert entry.changes == []
+    assert ops(result) == ["MatMul"]

@@ -48,8 +48,9 @@ class Model:
 
     @cached_property
     def constants(self) -> list[onnx.TensorProto]:
-        nodes = (node for graph in self.graphs for node in graph.node if node.op_type == "Constant")
-        return [a.t for node in nodes for a in node.attribute if a.name == "value"]
+        """Tensors in attributes: of Constant, and what ConstantOfShape fills with."""
+        attributes = (a for graph in self.graphs for node in graph.node for a in node.attribute)
+        return [a.t for a in attributes if a.type == onnx.AttributeProto.TENSOR]
 
     @property
     def inputs(self) -> list[onnx.ValueInfoProto]:
