@@ -8,14 +8,13 @@ from typing import Any
 
 import onnx
 import pytest
+from conftest import DEMO, run_cli
 from onnx import numpy_helper
 
 import graphopt
 from graphopt.cli import run
 from graphopt.search.sensitivity import LayerDamage
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "graphopt" / "demo"
 DATA: dict[str, Any] = {
     "data": str(DEMO / "calibration.npz"),
     "eval_data": str(DEMO / "evaluation.npz"),
@@ -117,3 +116,13 @@ def test_a_file_that_is_no_listing_is_one_line(text: str | None, tmp_path: Path,
     assert code == 2
     assert captured.err.count("error:") == 1
     assert not (tmp_path / "o.onnx").exists()
+
+
+def test_the_table_as_markdown() -> None:
+    ran = run_cli(
+        "sensitivity", DEMO / "digits.onnx", "--data", DEMO / "calibration.npz", "--samples", "4", "--markdown"
+    )
+    assert ran.code == 0
+    lines = ran.out.strip().splitlines()
+    assert lines[:2] == ["| layer | operator | damage | SQNR alone |", "| --- | --- | ---: | ---: |"]
+    assert sum(line.startswith("| /") for line in lines) == 10
