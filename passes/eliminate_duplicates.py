@@ -88,8 +88,8 @@ def _stuck(node: ir.Node, first: ir.Node, names: Names) -> str | None:
 def _share(node: ir.Node, first: ir.Node, names: Names) -> bool:
     """Let everybody but the graph's outputs read ``first``, so that what they compute can be found equal in turn.
 
-    Of two outputs that are the same, ``first`` is the one listed first: the result does not depend on the order of the
-    nodes.
+    Of two outputs that are the same, ``first`` makes the one listed first, and the only one where there is one: the
+    result does not depend on the order of the nodes.
     """
     changed = False
     for index, given in enumerate(first.inputs[: len(node.inputs)]):
@@ -105,6 +105,11 @@ def _share(node: ir.Node, first: ir.Node, names: Names) -> bool:
             if len(places[0]) == len(places[1]) == 1 and places[0] < places[1]:
                 _swap(outputs, places[0][0], places[1][0])
                 changed = True
+        elif old.is_graph_output() and stuck(old, new, names) is None:
+            spare = new.name
+            substitute(old, new)
+            old.name = spare  # nobody reads it, but it has to have one
+            changed = True
         for user, index in list(old.uses()):
             user.replace_input_with(index, new)
             changed = True
