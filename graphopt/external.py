@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import ModelError
+from graphopt.traversal import ir_graphs, subgraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -348,7 +349,7 @@ def adopt(model: ir.Model, roots: tuple[Path, ...]) -> bool:
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Main graph, its bodies, and the same for each function (``Model.graphs`` leaves functions out)."""
-    yield from model.graphs()
+    yield from ir_graphs(model)
     for function in model.functions.values():
         yield function.graph
-        yield from function.graph.subgraphs()
+        yield from subgraphs(function.graph)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import GraphoptError, RuntimeFailure
 from graphopt.references import referring
 from graphopt.storage import INLINE_LIMIT, save
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -288,8 +289,8 @@ def _tap_bytes(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int
     import onnx
     import onnx_ir as ir
 
-    known = {v.name: v for g in model.graphs() for v in g.inputs}
-    known |= {v.name: v for g in model.graphs() for node in g for v in node.outputs}
+    known = {v.name: v for g in ir_graphs(model) for v in g.inputs}
+    known |= {v.name: v for g in ir_graphs(model) for node in g for v in node.outputs}
     sizes: dict[str, int] = {}
     measured: dict[str, tuple[str, int]] = {}
     nodes: list[onnx.NodeProto] = []

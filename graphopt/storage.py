@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 from graphopt.errors import InputError, command
 from graphopt.external import shown
 from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, weight_bytes
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -174,7 +175,7 @@ def _write_data(model: ir.Model, target: Path) -> tuple[ir.Model, Path | None, b
     placed: list[tuple[ir.Value, int, int]] = []
     with _temporary(target.parent) as (temporary, stream):
         position = 0
-        for graph in light.graphs():
+        for graph in ir_graphs(light):
             for value in graph.initializers.values():
                 tensor = value.const_value
                 if tensor is None or tensor.nbytes < _SMALL or tensor.dtype.is_string():

@@ -13,6 +13,7 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import bodies, constant, is_op, label, nodes
 from graphopt.model import tensor_buffer
 from graphopt.passes._rewire import OFF, Names
+from graphopt.traversal import ir_graphs
 
 _CHUNK = 2**24
 
@@ -33,7 +34,7 @@ class DeduplicateWeights(Pass):
     def run(self, model: ir.Model, context: Context) -> PassResult:
         result = PassResult()
         counts: dict[Any, int] = {}
-        free = [v for graph in model.graphs() for v in graph.initializers.values() if _outline(v) is not None]
+        free = [v for graph in ir_graphs(model) for v in graph.initializers.values() if _outline(v) is not None]
         made = [v for node in nodes(model) if (v := _made(node)) is not None]
         for value in [*free, *made]:
             counts[_outline(value)] = counts.get(_outline(value), 0) + 1

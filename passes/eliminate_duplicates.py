@@ -13,6 +13,7 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import STANDARD_DOMAINS, bodies, constant, label
 from graphopt.model import tensor_buffer
 from graphopt.passes._rewire import OFF, TWO_NAMES, Names, remove, stuck, substitute
+from graphopt.traversal import ir_graphs
 from graphopt.validation import RANDOM_OPS
 
 _SMALL = 1024
@@ -38,7 +39,7 @@ class EliminateDuplicates(Pass):
         result = PassResult()
         names = Names(model)
         keys = _Keys()
-        for graph in list(model.graphs()):
+        for graph in ir_graphs(model):
             self._graph(graph, keys, names, context, result)
         if not result.changes and not result.skipped:
             result.skipped.append(Skip("(graph)", "no two nodes compute the same"))

@@ -24,6 +24,7 @@ from graphopt.passes._weights import (
     varint,
 )
 from graphopt.session import Session
+from graphopt.traversal import ir_graphs
 from graphopt.validation import RANDOM_OPS
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class FoldConstants(Pass):
     def run(self, model: ir.Model, context: Context) -> PassResult:
         result = PassResult()
         taken = value_names(model)
-        for graph in list(model.graphs()):
+        for graph in ir_graphs(model):
             _GraphFolder(self, model, graph, context, result, taken).run()
         overridable = [v.name for v in model.graph.inputs if v.name in model.graph.initializers]
         if overridable:

@@ -14,6 +14,7 @@ from graphopt.graph import nodes
 from graphopt.model import graphs, interface, is_external, load, replace, to_proto, weight_bytes
 from graphopt.passes._weights import add_constant_node
 from graphopt.session import in_child
+from graphopt.traversal import ir_graphs
 
 _INLINE_ONLY = 1 << 30
 """Bytes by which the file may grow for fewer nodes: longer names."""
@@ -40,7 +41,7 @@ class Simplify(Pass):
                 "onnxsim would copy the weights several times; models in a data file are left to our own passes"
             )
 
-        size = _count(model) + sum(len(graph.initializers) for graph in model.graphs())
+        size = _count(model) + sum(len(graph.initializers) for graph in ir_graphs(model))
         if size > self.max_size:
             raise PreconditionError(
                 f"{size} nodes and weights are more than max-size ({self.max_size}): onnxsim would take too long"
@@ -80,7 +81,7 @@ def simplified(data: bytes) -> bytes:
 
 def _constants_in_nodes(model: ir.Model) -> None:
     """Before IR 4 an initializer had to be an input too, and onnxsim turns Constant nodes into initializers."""
-    for graph in model.graphs():
+    for graph in ir_graphs(model):
         for name, value in list(graph.initializers.items()):
             if value.is_graph_input() or value.const_value is None or len(graph) == 0:
                 continue

@@ -16,7 +16,7 @@ PASSES = sorted((ROOT / "passes").glob("*.py"))
 TOOLS = sorted(p for p in (ROOT / "tools").rglob("*.py") if ".cache" not in p.parts)
 
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "traversal"),
     ("user_code", "external"),
     ("structure", "residue"),
     ("model",),
