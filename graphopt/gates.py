@@ -113,7 +113,7 @@ def measure(
     count = len(samples)
     if count == 0:
         raise InputError(f"metric '{metric.name}' has no samples to be measured on; give --eval-data")
-    before, after = _call(metric, original, samples), _call(metric, candidate, samples)
+    before, after = evaluate(metric, original, samples), evaluate(metric, candidate, samples)
     was, now = _per_sample(metric, original, samples, before), _per_sample(metric, candidate, samples, after)
     rng = np.random.default_rng(seed)
     if was is not None and now is not None:
@@ -147,7 +147,9 @@ def _resampled(
     index = rng.integers(0, len(samples), len(samples))
     pick = [samples[i] for i in index]
     try:
-        return _call(metric, [candidate[i] for i in index], pick) - _call(metric, [original[i] for i in index], pick)
+        return evaluate(metric, [candidate[i] for i in index], pick) - evaluate(
+            metric, [original[i] for i in index], pick
+        )
     except InputError:  # a metric may rightly refuse a resample (of one class only)
         return math.nan
 
@@ -167,7 +169,8 @@ def _per_sample(
     )
 
 
-def _call(metric: Metric, outputs: Sequence[Record], samples: Sequence[Record]) -> float:
+def evaluate(metric: Metric, outputs: Sequence[Record], samples: Sequence[Record]) -> float:
+    """The metric of one model's outputs. Raises InputError as :func:`measure`."""
     try:
         value = metric.function(outputs, samples)
     except InputError:

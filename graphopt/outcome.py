@@ -23,6 +23,7 @@ def blank(about_input: dict[str, Any]) -> dict[str, Any]:
         "ledger": [],
         "sensitivity": None,
         **Verdict().as_dict(),
+        "floor": None,
         "never_slower": None,
         "placement": None,
         "notes": [],
@@ -58,6 +59,13 @@ def narrowed(result: RunResult, pipeline: Pipeline) -> list[str]:
 def hold(verdict: Verdict, result: RunResult, report: dict[str, Any], *, strict: bool) -> None:
     """Raise where a gate failed, a revert matters to the user, or the result is slower than was promised."""
     problems = [f"gate {g.gate} {g.asked} failed: {g.measured}" for g in verdict.failed]
+    floor = report["floor"]
+    if floor is not None and floor["holds"] is False:
+        problems.append(
+            f"quantized, its worst output keeps {floor['result_db'] or 0:.1f} dB SQNR on calibration samples held "
+            f"back, below the floor of {floor['limit_db']:g} dB; no smaller part keeps more; a lower "
+            "--min-sqnr writes it all the same, --metric with --max-drop judges it by its task"
+        )
     if strict and result.reverted:
         problems += [f"pass {e.name} was {e.status}: {e.reason}" for e in result.reverted]
     if problems:

@@ -22,7 +22,7 @@ from graphopt.outcome import blank, hold, merge_notes, narrowed, something_done
 from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
-from graphopt.search.budget import keep_to_budget
+from graphopt.search.budget import damages, keep_to_budget
 from graphopt.search.speed import Promise, told, untold
 from graphopt.storage import save
 from graphopt.sweeps import attach
@@ -235,8 +235,10 @@ def make(
     result = PassManager(pipeline, verify=options.verify, raise_preconditions=must).run(model, context)
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
     something_done(result, pipeline, must, report)
+    kept = None
     if options.search:
-        report["sensitivity"] = keep_to_budget(result, pipeline, model, context, options.gates, metric)
+        kept = keep_to_budget(result, pipeline, model, context, options.gates, metric)
+        report["sensitivity"] = damages(kept)
         report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"] += narrowed(result, pipeline) + result.notes
     if promise is not None and promise.wanted(None, None):
@@ -244,7 +246,12 @@ def make(
     verdict = _judged(promise, result, model, context, options, metric, report)
     if promise is not None and promise.wanted(verdict, report["never_slower"]):
         _place(promise, result, pipeline, model, context, options, metric, report)
+        if kept is not None:
+            kept.again(result.model)
         verdict = _judged(promise, result, model, context, options, metric, report)
+    if kept is not None:
+        report["floor"] = kept.floor()
+        kept.warn(verdict.comparison, report["notes"])
     report.update(verdict.as_dict())
     merge_notes(report["notes"], verdict.notes + untold(report["never_slower"]))
     report["reproducer"] = str(result.reproducer) if result.reproducer else None

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import InputError, RuntimeFailure, command
 from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
 from graphopt.report.units import plural, seconds
-from graphopt.search.budget import adopt, budget, static_step
+from graphopt.search.budget import adopt, static_step
 from graphopt.search.costs import read_table
+from graphopt.search.limits import limit_of
 from graphopt.search.measured import Search
 from graphopt.target import get_target
 
@@ -81,7 +82,7 @@ class Promise:
         step, entry = static_step(pipeline, result)
         if step is None or entry is None or result.exact is None or not get_target(context.target).here:
             return None
-        holds, _ = budget(original, context, gates, metric)
+        holds = limit_of(original, context, gates, metric)
         table = Path(self.cost_table) if self.cost_table is not None else None
         search = Search(
             original, result.exact, result.model, step, context, timed_feeds(original, context), holds, time, table
