@@ -82,10 +82,15 @@ def within_budget(model: ir.Model, step: QuantizeStatic, context: Context, holds
     return found
 
 
+def without(step: QuantizeStatic, excluded: Sequence[str]) -> QuantizeStatic:
+    """``step`` with these layers left in float too."""
+    names = tuple(f"re:^{escaped(name)}$" for name in excluded)
+    return replace(step, exclude=(*step.exclude, *names))
+
+
 def quantize_without(model: ir.Model, step: QuantizeStatic, context: Context, excluded: Sequence[str]) -> PassResult:
     """Quantize ``model`` in place by ``step``, with these layers left in float too."""
-    names = tuple(f"re:^{escaped(name)}$" for name in excluded)
-    return replace(step, exclude=(*step.exclude, *names)).run(model, context)
+    return without(step, excluded).run(model, context)
 
 
 def keep_to_budget(
@@ -113,7 +118,7 @@ def keep_to_budget(
             "no quantized part keeps to the budget: layers went back to float worst first, until one was left"
         )
     else:
-        adopt(result, entry, found.model, found.result)
+        adopt(result, entry, found.model, found.result, without(step, [d.layer for d in found.excluded]))
         result.notes.append(
             f"{len(found.excluded)} of {len(found.damages)} layers were left in float to keep to the budget; they were "
             f"chosen on {len(chosen_on or ())} of the {len(judging)} samples that judge"
@@ -121,9 +126,9 @@ def keep_to_budget(
     return [damage.as_dict() for damage in found.damages]
 
 
-def adopt(result: RunResult, entry: LedgerEntry, model: ir.Model, done: PassResult) -> None:
-    """Let ``result`` be ``model``, which the pass of ``entry`` made in another way."""
-    result.model = model
+def adopt(result: RunResult, entry: LedgerEntry, model: ir.Model, done: PassResult, step: QuantizeStatic) -> None:
+    """Let ``result`` be ``model``, which ``step`` made in place of the pass of ``entry``."""
+    result.model, result.adopted = model, step
     entry.changes, entry.skipped, entry.metrics = done.changes, done.skipped, done.metrics
     entry.nodes = (entry.nodes[0], sum(1 for _ in nodes(model)))
     entry.weight_bytes = (entry.weight_bytes[0], weight_bytes(model))
