@@ -25,6 +25,7 @@ _API = (
     "sensitivity",
     "inspect",
     "lint",
+    "lock",
     "Result",
     "CompareResult",
     "Diff",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from graphopt.api import extract as extract
     from graphopt.api import inspect as inspect
     from graphopt.api import lint as lint
+    from graphopt.api import lock as lock
     from graphopt.api import optimize as optimize
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run

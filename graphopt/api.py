@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import graphopt.surgery  # noqa: F401  # registers the gs.Graph loader
 from graphopt import data as data_module
-from graphopt.base import Context, Skip, flatten
+from graphopt.base import Context, Skip
 from graphopt.benchmark import bench
 from graphopt.bisection import Bisection, bisect
 from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
@@ -22,6 +22,7 @@ from graphopt.inspection import inspect_model
 from graphopt.judge import metric_dict, sqnr_gate
 from graphopt.layerwise import layerwise as compare_inner
 from graphopt.linting import lint
+from graphopt.locking import lock
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike, interface
 from graphopt.model_diff import Diff, diff
@@ -39,9 +40,10 @@ from graphopt.pipeline import (
 )
 from graphopt.presets import exact_passes, prepare
 from graphopt.ranking import sensitivity
-from graphopt.recipe import Recipe, chosen, read
+from graphopt.recipe import Recipe, chosen
 from graphopt.registry import create
 from graphopt.report.document import about, versions
+from graphopt.running import run
 from graphopt.search.speed import Promise
 from graphopt.session import Session
 from graphopt.target import get_target
@@ -209,24 +211,6 @@ def _static_plan(
     )
 
 
-def run(recipe: str | Path | Recipe, **options: Any) -> Result:
-    """Do what a recipe says, its model and output included (written unless ``output`` is missing).
-
-    Raises:
-        InputError, NothingDone, GateFailed: as :func:`optimize` and :func:`quantize`.
-    """
-    given = read(recipe) if isinstance(recipe, (str, Path)) else recipe
-    if given.model is None:
-        raise InputError('the recipe names no model; add model = "path.onnx", or use graphopt optimize IN --recipe R')
-    merged = merge_options(options, given)
-    merged.settings = {"recipe": recipe}
-    working = [p.name for p in flatten(given.passes) if p.name.startswith("quantize-")]
-    result = make(given.model, given.passes, merged, verb="run", must=working[:1])
-    if given.output is not None:
-        result.save(given.output)
-    return result
-
-
 def compare(
     a: ModelLike,
     b: ModelLike,
@@ -374,6 +358,7 @@ __all__ = [
     "extract",
     "inspect",
     "lint",
+    "lock",
     "optimize",
     "quantize",
     "run",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.base import Change, Pass, Skip
+from graphopt.base import Change, Pass, Pipeline, Repeat, Skip
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -79,6 +79,21 @@ class RunResult:
     """The model as the first approximate pass found it; None where none changed anything."""
     comparison: Comparison | None = None
     """``model`` against the original, where verifying left one: see :class:`graphopt.verify.Verifier`."""
+    adopted: Pass | None = None
+    """The pass that made ``model`` in the place of the pipeline's one of that name, where a search chose another."""
+
+    def as_ran(self, pipeline: Pipeline) -> Pipeline:
+        """The pipeline that makes ``model`` without a search."""
+        if self.adopted is None:
+            return pipeline
+        done: dict[str, Pass] = {self.adopted.name: self.adopted}
+
+        def one(step: Pass | Repeat) -> Pass | Repeat:
+            if isinstance(step, Repeat):
+                return Repeat(tuple(done.get(inner.name, inner) for inner in step.passes), step.times)
+            return done.get(step.name, step)
+
+        return [one(step) for step in pipeline]
 
     @property
     def reverted(self) -> list[LedgerEntry]:

@@ -71,6 +71,9 @@ class Result:
     report: dict[str, Any]
     original: ir.Model | None = None
     """The model that came in, of verbs that change one."""
+    pipeline: Pipeline = ()
+    """What makes ``ir_model`` of ``original`` again, without a search; see :mod:`graphopt.locking`."""
+    options: Options | None = None
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -256,7 +259,7 @@ def make(
     merge_notes(report["notes"], verdict.notes + untold(report["never_slower"]))
     report["reproducer"] = str(result.reproducer) if result.reproducer else None
     hold(verdict, result, report, strict=options.strict)
-    return Result(result.model, report, model)
+    return Result(result.model, report, model, result.as_ran(pipeline), options)
 
 
 def _judged(

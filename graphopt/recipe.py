@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,10 +45,12 @@ _TYPES = {
     "verify": str,
     "seed": int,
     "this-cpu": bool,
+    "allow-slower": bool,
     "gates": dict,
     "pass": list,
 }
 _GATES = {"max-drop": str, "min-sqnr": float, "min-speedup": float, "max-size": str, "certify": bool}
+_PATHS = ("model", "output", "data", "eval_data")
 _WORDS = {
     str: "a string",
     int: "a whole number",
@@ -72,6 +75,7 @@ class Recipe:
     verify: str = "end"
     seed: int = 0
     this_cpu: bool = False
+    allow_slower: bool = False
     gates: Gates = field(default_factory=Gates)
 
 
@@ -104,12 +108,19 @@ def parse(text: str, folder: Path | None = None) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"not valid TOML: {error}") from error
+    if "locked" in table:
+        raise InputError("this is a lock, not a recipe; graphopt run --locked FILE makes what it says")
+    return from_table(table, folder)
+
+
+def from_table(table: dict[str, Any], folder: Path | None = None) -> Recipe:
+    """A recipe from what its TOML says; paths and errors as :func:`parse`."""
     table = _checked(table, _TYPES, "the recipe")
     gates = _checked(table.pop("gates", {}), _GATES, "[gates]")
     steps = table.pop("pass", [])
     if table.get("verify", "end") not in VERIFY:
         raise InputError(f"verify is '{table['verify']}'; one of {', '.join(VERIFY)}")
-    for key in ("model", "output", "data", "eval-data"):
+    for key in (name.replace("_", "-") for name in _PATHS):
         if key in table and not _no_path(table[key]):
             table[key] = _beside(folder, table[key])
     if ".py:" in table.get("metric", ""):
@@ -216,42 +227,61 @@ def _as_pass(item: Any) -> Pass:
     raise InputError(f"{item!r} is no pass; give a name, a Pass or a callable")
 
 
-def write(recipe: Recipe) -> str:
-    """The TOML text that :func:`parse` turns back into an equal recipe (defaults are left out)."""
+def write(recipe: Recipe, folder: Path | None = None) -> str:
+    """The TOML text that :func:`parse` turns back into an equal recipe (defaults are left out).
+
+    ``folder``: where it will lie; paths in it are written as they read from there.
+    """
     lines: list[str] = []
     for option in dataclasses.fields(Recipe):
         value = getattr(recipe, option.name)
+        if value is not None and (option.name in _PATHS or (option.name == "metric" and ".py:" in value)):
+            value = seen_from(folder, value)
         if option.name not in ("passes", "gates") and value is not None and value != option.default:
-            lines.append(f"{option.name.replace('_', '-')} = {_toml(value)}")
+            lines.append(f"{option.name.replace('_', '-')} = {toml(value)}")
     gates = recipe.gates.asked()
     if gates:
-        lines += ["", "[gates]", *(f"{k.replace('_', '-')} = {_toml(v)}" for k, v in gates.items())]
+        lines += ["", "[gates]", *(f"{k.replace('_', '-')} = {toml(v)}" for k, v in gates.items())]
     for step in recipe.passes:
-        lines += ["", *_lines(step, "pass")]
+        lines += ["", *_lines(step, "pass", folder)]
     return "\n".join(lines).strip() + "\n"
 
 
-def _lines(step: Pass | Repeat, table: str) -> Sequence[str]:
+def _lines(step: Pass | Repeat, table: str, folder: Path | None) -> Sequence[str]:
     if isinstance(step, Repeat):
-        inner = [line for item in step.passes for line in _lines(item, f"{table}.pass")]
+        inner = [line for item in step.passes for line in _lines(item, f"{table}.pass", folder)]
         return [f"[[{table}]]", f"repeat = {step.times}", *inner]
-    return [f"[[{table}]]", f"use = {_toml(_use(step))}", *(f"{k} = {_toml(v)}" for k, v in step.options().items())]
+    use = pass_use(step)
+    use = seen_from(folder, use) if ".py:" in use else use
+    return [f"[[{table}]]", f"use = {toml(use)}", *(f"{k} = {toml(v)}" for k, v in step.options().items())]
 
 
-def _use(step: Pass) -> str:
-    """A registered name where there is one, else where the class is."""
+def seen_from(folder: Path | None, text: str) -> str:
+    """The path ``text`` as it reads from ``folder``; absolute where there is no way (another drive)."""
+    if folder is None or _no_path(text):
+        return text
+    path = Path(text).expanduser().absolute()
+    try:
+        return Path(os.path.relpath(path, folder.absolute())).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def pass_use(step: Pass) -> str:
+    """What ``use`` says of a pass: a registered name where there is one, else where the class is."""
     if isinstance(step, ForeignPass):
         return step.use
     where = f"{type(step).__module__}:{type(step).__qualname__}"
     return step.name if available().get(step.name) == where else spelled(type(step)) or where
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A value as TOML spells it: text, numbers, booleans, lists of them."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        return "[" + ", ".join(toml(v) for v in value) + "]"
     # JSON strings are TOML basic strings, but for one control character that JSON leaves alone.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

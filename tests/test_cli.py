@@ -131,7 +131,8 @@ def from_readme() -> list[list[str]]:
 
 
 ELSEWHERE = {"view", "extract", "diff", "bisect"}
-"""Verbs whose examples name what another model has, open a window, or end in 1: their own tests run them."""
+"""Verbs whose examples name what another model has, open a window, or end in 1: their own tests run them, and
+``--locked``."""
 
 EXAMPLES = list(dict.fromkeys(map(tuple, [*from_help(), *from_readme()])))
 
@@ -150,7 +151,9 @@ def test_every_example_is_understood(example: tuple[str, ...]) -> None:
     command.make_context(verb, words)
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e[0] not in ELSEWHERE and e != ("demo",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "example", [e for e in EXAMPLES if e[0] not in ELSEWHERE and e != ("demo",) and "--locked" not in e], ids=" ".join
+)
 def test_example(example: tuple[str, ...], examples: Path) -> None:
     words = list(example)
     if "--min-speedup" in words:  # what a test must not wait for, or fail by

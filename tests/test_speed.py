@@ -76,6 +76,22 @@ def test_a_net_where_int8_loses_ends_with_exit_3_and_both_medians(workplace: Pat
     assert allowed.json["latency_ratio"]["low"] > SLOWER
 
 
+def test_recipes_keep_the_promise_too(workplace: Path, untouched: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Promise, "search", lambda *_: None)
+    onnx.save(depthwise(), "m.onnx")
+    np.savez("d.npz", **images())
+    recipe = 'model = "m.onnx"\noutput = "int8.onnx"\ndata = "d.npz"\n{}\n[[pass]]\nuse = "quantize-static"\n'
+    Path("r.toml").write_text(recipe.format(""))
+    Path("slow.toml").write_text(recipe.format("allow-slower = true\n"))
+    with untouched(workplace):
+        ran = run_cli("run", "r.toml", "--time", "0.5")
+    assert ran.code == 3, ran.out
+    assert "nothing here is faster on this machine" in ran.err.splitlines()[-1]
+    for arguments in (["r.toml", "--allow-slower"], ["slow.toml"]):
+        assert run_cli("run", *arguments, "--time", "0.1").code == 0
+        Path("int8.onnx").unlink()
+
+
 def test_what_was_not_checked_is_said() -> None:
     report = graphopt.quantize(DEMO / "digits.onnx", **DIGITS, time=0).report
     assert report["never_slower"]["checked"] is False

@@ -37,6 +37,7 @@ def make(
         raise InputError("the model and --json both want stdout; write the model to a file")
     if destination != "-":
         check_destination(destination)
+    lock = _lock_path(destination)
 
     def print_report(report: dict[str, Any]) -> None:
         if as_json:
@@ -52,8 +53,31 @@ def make(
         with Progress() as progress:
             result = work(progress=progress)
         result.save(destination, external=external)
+        if lock is not None:
+            from graphopt.locking import lock as write_lock
+
+            write_lock(result, lock, external=external)
     models.append((result.original, result.ir_model))
     show(result.report)
+
+
+def _lock_path(destination: str) -> str | None:
+    """What ``--lock`` asked for, where it can be written."""
+    from pathlib import Path
+
+    from graphopt.cli._options import LOCK
+    from graphopt.errors import InputError
+
+    context = click.get_current_context(silent=True)
+    lock: str | None = context.meta.get(LOCK) if context is not None else None
+    if lock is None:
+        return None
+    if destination == "-":
+        raise InputError("--lock says how a file was made, and the model goes to stdout; write it to a file")
+    if Path(lock).absolute() == Path(destination).absolute():
+        raise InputError(f"--lock {lock} is the output itself; name another file, e.g. graphopt.lock")
+    check_destination(lock)
+    return lock
 
 
 def refuse_page(why: str) -> None:

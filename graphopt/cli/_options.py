@@ -145,7 +145,25 @@ output = _stack(section("Output"), _markdown, *_shown)
 judged = _stack(section("Output"), _quiet, _markdown, *_shown)
 """Of a verb that judges."""
 
-result = _stack(section("Output"), report, _quiet, _markdown, *_shown)
+LOCK = "graphopt.lock"
+"""Where the context of a command keeps what ``--lock`` was given."""
+
+
+def _lock(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    ctx.meta[LOCK] = value
+
+
+lock = click.option(
+    "--lock",
+    metavar="FILE",
+    shell_complete=_complete.files,
+    callback=_lock,
+    expose_value=False,
+    help="Write what makes the same bytes again, too, for graphopt run --locked.",
+)
+"""Of a verb that makes a model; ``_finish.make`` writes it."""
+
+result = _stack(section("Output"), lock, report, _quiet, _markdown, *_shown)
 """Of a verb that makes a model."""
 
 gates = _stack(

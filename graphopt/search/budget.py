@@ -138,10 +138,15 @@ def _shares(model: ir.Model, step: QuantizeStatic, context: Context) -> dict[str
     return {name: (macs.get(output) or 0) / total for name, output in outputs.items()}
 
 
+def without(step: QuantizeStatic, excluded: Sequence[str]) -> QuantizeStatic:
+    """``step`` with these layers left in float too."""
+    names = tuple(f"re:^{escaped(name)}$" for name in excluded)
+    return replace(step, exclude=(*step.exclude, *names))
+
+
 def quantize_without(model: ir.Model, step: QuantizeStatic, context: Context, excluded: Sequence[str]) -> PassResult:
     """Quantize ``model`` in place by ``step``, with these layers left in float too."""
-    names = tuple(f"re:^{escaped(name)}$" for name in excluded)
-    return replace(step, exclude=(*step.exclude, *names)).run(model, context)
+    return without(step, excluded).run(model, context)
 
 
 @dataclass
@@ -220,7 +225,7 @@ def keep_to_budget(
         )
         kept.after = before
         return kept
-    adopt(result, entry, found.model, found.result)
+    adopt(result, entry, found.model, found.result, without(step, [d.layer for d in found.excluded]))
     kept.left = [damage.layer for damage in found.excluded]
     many = f"{len(found.excluded)} of {len(found.damages)} layers were left in float to keep to {limit.told}"
     if limit.floor is None:
@@ -235,9 +240,9 @@ def keep_to_budget(
     return kept
 
 
-def adopt(result: RunResult, entry: LedgerEntry, model: ir.Model, done: PassResult) -> None:
-    """Let ``result`` be ``model``, which the pass of ``entry`` made in another way."""
-    result.model = model
+def adopt(result: RunResult, entry: LedgerEntry, model: ir.Model, done: PassResult, step: QuantizeStatic) -> None:
+    """Let ``result`` be ``model``, which ``step`` made in place of the pass of ``entry``."""
+    result.model, result.adopted = model, step
     entry.changes, entry.skipped, entry.metrics = done.changes, done.skipped, done.metrics
     entry.nodes = (entry.nodes[0], sum(1 for _ in nodes(model)))
     entry.weight_bytes = (entry.weight_bytes[0], weight_bytes(model))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import InputError, RuntimeFailure, command
 from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
 from graphopt.report.units import plural, seconds
-from graphopt.search.budget import adopt, static_step
+from graphopt.search.budget import adopt, static_step, without
 from graphopt.search.costs import read_table
 from graphopt.search.limits import limit_of
 from graphopt.search.measured import Search
@@ -95,7 +95,7 @@ class Promise:
             return None  # nobody asked for it, and what the rules made is judged all the same
         chosen = found.chosen
         if chosen.result is not None:
-            adopt(result, entry, chosen.model, chosen.result)
+            adopt(result, entry, chosen.model, chosen.result, without(step, sorted(chosen.floats)))
         return found.as_dict()
 
     def unchecked(self, gates: Gates, target: str, time: float) -> str | None:
