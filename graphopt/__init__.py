@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _API = (
     "optimize",
     "quantize",
+    "compress",
     "compare",
     "bench",
     "bisect",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from graphopt.api import bench as bench
     from graphopt.api import bisect as bisect
     from graphopt.api import compare as compare
+    from graphopt.api import compress as compress
     from graphopt.api import diff as diff
     from graphopt.api import extract as extract
     from graphopt.api import inspect as inspect

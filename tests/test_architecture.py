@@ -20,6 +20,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("user_code", "external"),
     ("structure", "residue"),
     ("model",),
+    ("spill",),
     ("graph", "storage", "references", "numbering", "common_inputs"),
     ("cost", "channels", "align", "tensors", "surgery", "session", "target", "linear"),
     ("data", "difference", "weights", "propagation"),
@@ -35,7 +36,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("inspection", "judge"),
     ("search", "convert", "linting", "presets", "outcome"),
     ("pipeline",),
-    ("ranking", "bisection", "benchmark", "locking"),
+    ("ranking", "bisection", "benchmark", "locking", "compression"),
     ("running", "tuning"),
     ("api",),
     ("cli",),
@@ -44,7 +45,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """A module imports from earlier lines only (what is here and not yet written is the design's)."""
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "bisection", "benchmark", "api", "cli")
+ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "bisection", "benchmark", "compression", "api", "cli")
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 
 
