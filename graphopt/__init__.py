@@ -23,6 +23,7 @@ _API = (
     "diff",
     "extract",
     "run",
+    "tune",
     "sensitivity",
     "inspect",
     "lint",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run
     from graphopt.api import sensitivity as sensitivity
+    from graphopt.api import tune as tune
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GateFailed as GateFailed
     from graphopt.errors import GraphoptError as GraphoptError

@@ -48,6 +48,7 @@ from graphopt.running import run
 from graphopt.search.speed import Promise
 from graphopt.session import Session
 from graphopt.target import get_target
+from graphopt.tuning import tune
 from graphopt.validation import Comparison, compare_sessions, random_feeds, runnable
 
 if TYPE_CHECKING:
@@ -365,4 +366,5 @@ __all__ = [
     "quantize",
     "run",
     "sensitivity",
+    "tune",
 ]

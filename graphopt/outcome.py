@@ -26,6 +26,7 @@ def blank(about_input: dict[str, Any]) -> dict[str, Any]:
         "floor": None,
         "never_slower": None,
         "placement": None,
+        "tuning": None,
         "notes": [],
         "reproducer": None,
         "exit_code": 0,

@@ -130,7 +130,7 @@ def from_readme() -> list[list[str]]:
     return [c for block in blocks for c in commands(block)]
 
 
-ELSEWHERE = {"view", "extract", "diff", "bisect"}
+ELSEWHERE = {"view", "extract", "diff", "bisect", "tune"}
 """Verbs whose examples name what another model has, open a window, or end in 1: their own tests run them, and
 ``--locked``."""
 

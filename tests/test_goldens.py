@@ -32,6 +32,8 @@ COMMANDS: dict[str, list[str]] = {
             "passes",
             "targets",
             "sensitivity",
+            "tune",
+            "run",
             "extract",
             "lint",
         )

@@ -256,7 +256,7 @@ asked = _stack(
 )
 """Of a verb whose result may take less than its model did; without them the interface stays as it is."""
 
-running = _stack(
+_running = (
     section("Running"),
     click.option(
         "--verify",
@@ -266,6 +266,13 @@ running = _stack(
     click.option("--strict", is_flag=True, help="Exit 1 if a pass had to be reverted."),
     click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For everything random (default 0)."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use."),
+)
+
+running_untimed = _stack(*_running)
+"""Of a verb that says itself what its time is for."""
+
+running = _stack(
+    *_running,
     click.option("--time", type=click.FloatRange(min=0), metavar="S", help="Seconds for timing (default 2; 0: none)."),
 )
 

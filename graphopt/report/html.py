@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.report import figures, measurements, result
+from graphopt.report import figures, measurements, result, tuning
 from graphopt.report.listings import ROWS, differing, inspected, ports
 from graphopt.report.units import plural, ratio, seconds, size
 from graphopt.storage import write_text
@@ -84,6 +84,7 @@ _SECTIONS = {
     "gates": "Gates",
     "models": "Models",
     "size": "Size",
+    "tuning": "Configurations",
     "changed": "Graph",
     "passes": "Passes",
     "layers": "Layers",
@@ -100,7 +101,7 @@ _SECTIONS = {
 _EMPTY: Report = {
     **{name: [] for name in ("warnings", "notes", "cards", "gates", "files", "models", "operators", "kept", "tables")},
     **{name: [] for name in ("by_type", "by_pass", "ledger", "layers", "activations", "outputs", "latency", "data")},
-    **dict.fromkeys(("verdict", "sensitivity", "layerwise", "changed", "options")),
+    **dict.fromkeys(("verdict", "sensitivity", "layerwise", "tuning", "changed", "options")),
     "machine": "",
     "names": ("A", "B"),
     "versions": {"graphopt": version("graphopt")},
@@ -176,6 +177,7 @@ def _made(report: Report) -> Report:
         "activations": list(filter(None, map(measurements.activations, ledger))),
         "sensitivity": measurements.sensitivity(report),
         "layerwise": measurements.layerwise(report),
+        "tuning": tuning.page(report.get("tuning")),
         "outputs": [figures.output_cells(o) for o in (report.get("comparison") or {}).get("outputs", [])],
         "compared": (report.get("comparison") or {}).get("samples"),
         "latency": figures.latencies(latency),

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from graphopt.report import markdown, result
+from graphopt.report import markdown, result, tuning
 from graphopt.report.result import SHOWN, dim
 from graphopt.report.table import Table
 from graphopt.report.units import plural
@@ -69,6 +69,9 @@ def print_result(report: dict[str, Any], *, verbose: bool = False, stream: IO[st
         page.lines(_heading(report))
         if page.markdown:  # it is read where nobody can ask
             page.lines([f"graphopt {report['versions']['graphopt']}"])
+        if report.get("tuning") is not None:
+            page.block([tuning.heading(report["tuning"])])
+            page.block(page.table(tuning.table(report["tuning"], every=verbose)))
         if report.get("output") is not None:
             page.block(page.table(result.before_after(report, limit=None if verbose else SHOWN)))
         idle = [] if verbose or len(report["ledger"]) <= SHOWN else result.idle(report["ledger"])

@@ -95,16 +95,21 @@ def read_table(path: Path) -> CostTable:
         ) from error
 
 
-def cache_path(machine: Mapping[str, Any]) -> Path:
-    """Where tables of this machine are kept for the next model: the user's cache folder."""
+def cache_folder() -> Path:
+    """Where what was measured is kept for the next time: the user's cache folder."""
     if os.environ.get("XDG_CACHE_HOME"):
         folder = Path(os.environ["XDG_CACHE_HOME"])
     elif sys.platform == "win32":
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
         folder = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return folder / "graphopt"
+
+
+def cache_path(machine: Mapping[str, Any]) -> Path:
+    """Where tables of this machine are kept for the next model."""
     digest = hashlib.sha256(json.dumps(dict(machine), sort_keys=True).encode()).hexdigest()[:16]
-    return folder / "graphopt" / f"costs-{digest}.json"
+    return cache_folder() / f"costs-{digest}.json"
 
 
 def cached(machine: Mapping[str, Any]) -> CostTable:

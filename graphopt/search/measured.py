@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,25 +104,40 @@ class Search:
     def run(self) -> Measured:
         """Search; with a cost table that exists already nothing is measured, so that it decides alone."""
         started = time.perf_counter()
-        target = get_target(self.context.target)
-        placement = place(self.exact, target, exclude=self.step.exclude, include=self.step.include)
-        self.units = units(placement, target)
-        threads = self.context.threads or 1
-        sizes = {name: array.shape for name, array in self.feeds[0].items()}
-        known = shapes(to_proto(self.exact), sizes)
         given = self.table is not None and self.table.exists()
-        table = read_table(self.table) if given and self.table is not None else cached(this_machine(threads))
-        kind = f"{self.step.weights}{' this cpu' if self.context.this_cpu else ''}"
-        pricing = Pricing(table, self.exact, self.units, known, kind, threads)
+        pricing = self._pricing(given=given)
         found = self._decided(pricing) if given else self._search(pricing)
         if not given:
-            keep(table)
+            keep(pricing.table)
             found.table = pricing.own()
             if self.table is not None:
                 found.table.write(self.table)
         found.source = str(self.table) if given else "measured"
         found.seconds = time.perf_counter() - started
         return found
+
+    def mixtures(self, damages: Mapping[str, float]) -> list[frozenset[str]]:
+        """Regions to leave in float, as the cut says for ``damages`` that weigh nothing up to everything; none of them
+        timed as a whole."""
+        pricing = self._pricing(given=False)
+        candidates = self._cuts(pricing)
+        candidates += self._cautious(candidates, pricing)
+        keep(pricing.table)
+        found = dict.fromkeys([*(c.floats for c in candidates), *hull(self.units, pricing.prices(), damages)])
+        layers = {unit.name for unit in self.units if unit.layer}
+        return [floats for floats in found if floats and not floats >= layers]
+
+    def _pricing(self, *, given: bool) -> Pricing:
+        """The regions of the model, and their prices as far as they are known."""
+        target = get_target(self.context.target)
+        placement = place(self.exact, target, exclude=self.step.exclude, include=self.step.include)
+        self.units = units(placement, target)
+        threads = self.context.threads or 1
+        sizes = {name: array.shape for name, array in self.feeds[0].items()}
+        known = shapes(to_proto(self.exact), sizes)
+        table = read_table(self.table) if given and self.table is not None else cached(this_machine(threads))
+        kind = f"{self.step.weights}{' this cpu' if self.context.this_cpu else ''}"
+        return Pricing(table, self.exact, self.units, known, kind, threads)
 
     def _decided(self, pricing: Pricing) -> Measured:
         """What the table says: the best of the whole models it remembers of this one, else its cut."""
@@ -139,6 +154,23 @@ class Search:
 
     def _search(self, pricing: Pricing) -> Measured:
         """Cut, build, profile and cut again; then time what was built as a whole."""
+        candidates = self._cuts(pricing)
+        candidates += self._cautious(candidates, pricing)
+        if self.holds is not None:
+            candidates += self._along_the_hull(candidates, pricing)
+        all_float = self._race(candidates)
+        pricing.table.wholes[self._fingerprint()] = [
+            {"float": sorted(c.floats), "ratio": round(c.ratio[0], 4)}
+            for c in candidates
+            if c.ratio is not None and c.holds is not False
+        ]
+        usable = [c for c in candidates if c.holds is not False and c.ratio is not None]
+        chosen = min(usable, key=lambda c: c.ratio[0] if c.ratio else 0.0, default=candidates[0])
+        floats = cut(self.units, pricing.prices())
+        return Measured(chosen, candidates, all_float, pricing.table, floats, len(self.units))
+
+    def _cuts(self, pricing: Pricing) -> list[Candidate]:
+        """The rules, and what cutting, building, profiling and cutting again makes of them."""
         progress, candidates = self.context.progress, [Candidate(RULES, frozenset(), self.rules, None)]
         if not pricing.complete():
             progress(0, None, "measuring regions")
@@ -154,19 +186,7 @@ class Search:
                 break
             candidates.append(made)
             pricing.observe([made.model], self.feeds, _PROFILE_SECONDS)
-        candidates += self._cautious(candidates, pricing)
-        if self.holds is not None:
-            candidates += self._along_the_hull(candidates, pricing)
-        all_float = self._race(candidates)
-        pricing.table.wholes[self._fingerprint()] = [
-            {"float": sorted(c.floats), "ratio": round(c.ratio[0], 4)}
-            for c in candidates
-            if c.ratio is not None and c.holds is not False
-        ]
-        usable = [c for c in candidates if c.holds is not False and c.ratio is not None]
-        chosen = min(usable, key=lambda c: c.ratio[0] if c.ratio else 0.0, default=candidates[0])
-        floats = cut(self.units, pricing.prices())
-        return Measured(chosen, candidates, all_float, pricing.table, floats, len(self.units))
+        return candidates
 
     def _cautious(self, candidates: Sequence[Candidate], pricing: Pricing) -> list[Candidate]:
         """The cut once more, for regions that gain a good deal only: small gains are the first to be noise."""
