@@ -38,6 +38,7 @@ PASSES: dict[str, str] = {
     "smooth": "graphopt.passes.smooth:Smooth",
     "quantize-static": "graphopt.passes.quantize_static:QuantizeStatic",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
+    "finetune": "graphopt.passes.finetune:Finetune",
 }
 """name -> "module:Class", in the order a pipeline would use them. Nothing is imported until it is asked for."""
 

@@ -24,7 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("cost", "channels", "align", "tensors", "surgery", "session", "target", "linear"),
     ("data", "difference", "weights", "propagation"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
-    ("observers", "gram", "extraction", "divergence", "workload"),
+    ("observers", "gram", "extraction", "divergence", "workload", "training"),
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),
     ("registry", "foreign", "neighbourhood", "sweeps"),
     ("recipe", "report"),

@@ -78,8 +78,8 @@ def specialize(
     given = dict(feeds)
     for name in fixed_inputs(made.graph, feeds):
         made.graph.initializer.append(numpy_helper.from_array(np.asarray(given.pop(name)), name))
-    _free(made.graph, variables, given)
     _constants_to_initializers(made.graph)
+    _free(made.graph, variables, given)
     for _ in range(_ROUNDS):
         shapes, known, samples = _look(made, given)
         changed = _fold(made.graph, known)
