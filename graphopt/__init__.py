@@ -21,6 +21,7 @@ _API = (
     "bisect",
     "diff",
     "extract",
+    "finetune",
     "run",
     "sensitivity",
     "inspect",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from graphopt.api import compare as compare
     from graphopt.api import diff as diff
     from graphopt.api import extract as extract
+    from graphopt.api import finetune as finetune
     from graphopt.api import inspect as inspect
     from graphopt.api import lint as lint
     from graphopt.api import optimize as optimize

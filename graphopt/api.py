@@ -16,6 +16,7 @@ from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
+from graphopt.finetuning import finetune
 from graphopt.gates import GateResult, MetricResult, drop_gate, measure
 from graphopt.graph import label
 from graphopt.inspection import inspect_model
@@ -372,6 +373,7 @@ __all__ = [
     "compare",
     "diff",
     "extract",
+    "finetune",
     "inspect",
     "lint",
     "optimize",

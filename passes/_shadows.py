@@ -1,7 +1,7 @@
 """What of a student can be trained, and how it goes back: integers get float shadows that are rounded on every step.
 
-A weight stored as integers becomes ``DequantizeLinear(QuantizeLinear(W))`` of a float ``W``, kept within the integers the
-student used (4 bits stay 4 bits); an int32 bias becomes a float. At the end they are rounded for good.
+A weight stored as integers becomes ``DequantizeLinear(QuantizeLinear(W))`` of a float ``W``, kept within the integers
+that the student used (4 bits stay 4 bits); an int32 bias becomes a float. At the end they are rounded for good.
 """
 
 from __future__ import annotations

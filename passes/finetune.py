@@ -41,12 +41,12 @@ class Finetune(Pass):
     """Train weights (and their scales) so that the outputs come nearer to the teacher's.
 
     ``teacher``: a model file (default: the model this run started from). ``loss``: ``auto``, ``kl``, ``mse``,
-    ``cross-entropy`` (labels), ``loss.onnx``, each with a weight if wanted (``kl:0.5``); ``auto`` is ``kl`` of a Softmax
-    and ``mse`` of anything else. ``match``: ``student value=teacher value`` pairs to bring together too. ``rate``:
-    relative to the size of each weight. ``freeze``: weights that stay, by their or their readers' names (globs) or
-    operator types. ``scales``: which scales of what is quantized learn: ``none``, ``weights``, ``all``. ``checkpoint``
-    is written as it goes, ``resume`` read. The result is kept only where samples that neither trained nor stopped it
-    are better, by the lower bound of a paired interval.
+    ``cross-entropy`` (labels), ``loss.onnx``, each with a weight if wanted (``kl:0.5``); ``auto`` is ``kl`` of a
+    Softmax and ``mse`` of anything else. ``match``: ``student value=teacher value`` pairs to bring together too.
+    ``lr``: relative to the size of each weight. ``freeze``: weights that stay, by their or their readers' names (globs)
+    or operator types. ``scales``: which scales of what is quantized learn: ``none``, ``weights``, ``all``.
+    ``checkpoint`` is written as it goes, ``resume`` read. The result is kept only where samples that neither trained
+    nor stopped it are better, by the lower bound of a paired interval.
     """
 
     teacher: str = ""
@@ -54,7 +54,7 @@ class Finetune(Pass):
     temperature: float = 2.0
     match: tuple[str, ...] = ()
     steps: int = 300
-    rate: float = 3e-3
+    lr: float = 3e-3
     batch: int = 16
     optimizer: str = "adam"
     patience: int = 6
@@ -74,7 +74,7 @@ class Finetune(Pass):
         for option in ("steps", "batch", "patience"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option} is {getattr(self, option)}; it must be 1 or more")
-        for option in ("rate", "temperature"):
+        for option in ("lr", "temperature"):
             if not 0 < getattr(self, option) < float("inf"):
                 raise ValueError(f"{option} is {getattr(self, option)}; it must be a number above 0")
         try:
@@ -109,7 +109,7 @@ class Finetune(Pass):
         training, held = self._examples(model, teacher, objective, context)
         steps = Steps(objective.attach(shadows.proto), shadows.variables, context.threads)
         _batches(training, held, steps, self.batch)
-        schedule = Schedule(self.steps, self.rate, self.batch, self.optimizer, self.patience, context.seed)
+        schedule = Schedule(self.steps, self.lr, self.batch, self.optimizer, self.patience, context.seed)
         mark = self._mark(model, teacher, context)
         trained = train(
             steps, training, held, schedule, context.progress, Checkpoint(self.checkpoint, self.resume, mark)

@@ -27,8 +27,8 @@ MEMORY = 2 << 30
 
 @dataclass
 class Examples:
-    """``feeds[i]``: student inputs, teacher values and labels of sample i. ``batched``: samples may be stacked along the
-    first axis. ``left_out``: how many did not fit in memory."""
+    """``feeds[i]``: student inputs, teacher values and labels of sample i. ``batched``: samples may be stacked along
+    the first axis. ``left_out``: how many did not fit in memory."""
 
     feeds: list[Feeds]
     inputs: Sequence[ValueSpec]

@@ -25,8 +25,7 @@ _LOOKS = 20
 
 @dataclass(frozen=True)
 class Schedule:
-    """``rate`` is relative to each variable's size; ``patience``: looks without improvement after which it ends;
-    ``seconds``: a budget of time (None: none)."""
+    """``rate`` is relative to each variable's size; ``patience``: looks without improvement after which it ends."""
 
     steps: int = 300
     rate: float = 3e-3
@@ -59,7 +58,7 @@ def train(
     told: Callable[[int, int, str], None],
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Train ``steps.variables``; afterwards they hold the best values held-out samples saw (perhaps those at the start).
+    """Train ``steps.variables``; afterwards they hold the values that held-out samples liked best (perhaps the first).
 
     Raises:
         PreconditionError: an operator has no gradient rule.

@@ -123,8 +123,7 @@ class Objective:
         wanted: dict[str, int] = {}
         parts = []
         for term in self.terms:
-            for part in self._term(e, term, graph, wanted):
-                parts.append(e.times(part, term.weight))
+            parts += [e.times(part, term.weight) for part in self._term(e, term, graph, wanted)]
         parts += [_mse(e, pair, self.variance.get(pair.teacher, 1.0)) for pair in self.inner]
         wanted |= {TEACHER + pair.teacher: TensorProto.FLOAT for pair in self.inner}
         total = e.reshape(e.total([e.reshape(part, ()) for part in parts]), ())

@@ -84,7 +84,7 @@ class Optimizer:
 
 
 def cosine(step: int, steps: int, rate: float) -> float:
-    """``rate`` after a warm-up over the first twentieth, falling to 0 along a half cosine (Loshchilov and Hutter 2017)."""
+    """``rate`` after a warm-up over the first twentieth, then down to 0 along half a cosine (SGDR, Loshchilov 2017)."""
     warm = max(steps // 20, 1)
     if step < warm:
         return rate * (step + 1) / warm
