@@ -22,6 +22,7 @@ _API = (
     "bisect",
     "diff",
     "extract",
+    "finetune",
     "run",
     "tune",
     "sensitivity",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from graphopt.api import compress as compress
     from graphopt.api import diff as diff
     from graphopt.api import extract as extract
+    from graphopt.api import finetune as finetune
     from graphopt.api import inspect as inspect
     from graphopt.api import lint as lint
     from graphopt.api import lock as lock

@@ -17,6 +17,7 @@ from graphopt.compression import compress
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
+from graphopt.finetuning import finetune
 from graphopt.gates import GateResult, MetricResult, drop_gate, measure
 from graphopt.graph import label
 from graphopt.inspection import inspect_model
@@ -359,6 +360,7 @@ __all__ = [
     "compress",
     "diff",
     "extract",
+    "finetune",
     "inspect",
     "lint",
     "lock",

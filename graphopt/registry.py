@@ -39,6 +39,7 @@ PASSES: dict[str, str] = {
     "quantize-static": "graphopt.passes.quantize_static:QuantizeStatic",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "compress-weights": "graphopt.passes.compress_weights:CompressWeights",
+    "finetune": "graphopt.passes.finetune:Finetune",
 }
 """name -> "module:Class", in the order a pipeline would use them. Nothing is imported until it is asked for."""
 

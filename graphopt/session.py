@@ -96,7 +96,7 @@ class Session:
     choice to the runtime; ``taps`` are names of inner values returned beside the outputs (``outputs`` False: instead
     of them). ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`.
     ``sizes`` are Size nodes put into the graph and run as soon as they can, so that nothing is kept alive for them.
-    ``profile`` records what each node takes; see :meth:`profiled`.
+    ``profile`` records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float.
 
     Large weights in a data file are read from that file in place (:func:`graphopt.references.referring`). Their kernels
     then do not repack them, which would copy every weight, unless the session is ``timed``.
@@ -117,6 +117,7 @@ class Session:
         sizes: Sequence[onnx.NodeProto] = (),
         timed: bool = False,
         profile: bool = False,
+        integers: bool = True,
     ) -> None:
         options = _session_options(optimize=optimize, threads=threads, sizes_first=bool(sizes))
         given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
@@ -124,6 +125,8 @@ class Session:
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
+        if not integers:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if profile:
             self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="graphopt-")
             options.enable_profiling = True

@@ -141,6 +141,20 @@ def coverage(entry: dict[str, Any]) -> Text | None:
     return line
 
 
+def training(entry: dict[str, Any]) -> Text | None:
+    """How the training of a pass went; None where it is no such pass, or did not start."""
+    m = entry["metrics"]
+    if entry["pass"] != "finetune" or "best_step" not in m:
+        return None
+    line = Text(f"trained: loss {m['held_out_before']:.4g} -> {m['held_out_best']:.4g} at step {m['best_step']}")
+    if m.get("judged_samples"):
+        gain = f"better by {m['judged_low']:.3g} to {m['judged_high']:.3g}"
+        line.append(f"; judged {m['judged_before']:.4g} -> {m['judged_after']:.4g} ({gain})")
+    used = f"{m['samples_trained']} samples, {m['samples_held_out']} to stop"
+    shown = f"{m['weights_trained']} weights, {m['steps']} steps of {seconds(m['seconds_per_step'])}, {used}"
+    return line.append(f" ({shown})", style="dim")
+
+
 def grouped(skips: Iterable[dict[str, str]], limit: int | None) -> list[Text]:
     """Skips with one reason are one line; ``limit`` None shows every site."""
     groups: dict[str, list[str]] = {}

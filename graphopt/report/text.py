@@ -103,7 +103,13 @@ def _heading(report: dict[str, Any]) -> list[Line]:
 
 
 def _left_in_float(entry: dict[str, Any], verbose: bool) -> Iterator[Line]:
-    """Coverage, and what stayed in float and why."""
+    """Coverage, and what stayed in float and why; of a training, how it went and what was not trained."""
+    trained = result.training(entry)
+    if trained is not None:
+        yield trained
+        if entry["skipped"]:
+            yield f"not trained: {plural(len(entry['skipped']), 'weight')}"
+            yield from result.grouped(entry["skipped"], None if verbose else SHOWN)
     covered = result.coverage(entry)
     if covered is not None:
         yield covered
