@@ -180,7 +180,8 @@ def _told(report: dict[str, Any]) -> list[str]:
         elif speed["low"] > 1:
             notes.append(f"it runs slower here: {speed['median']:.2f} of the original's time; smaller is all it is")
         else:
-            notes.append("it takes the time that the original takes: it only shrinks the file" + (
-                " and what the weights take in memory" if metrics["bytes_decoded_at_load"] == 0 else ""
-            ))
+            notes.append(
+                "it takes the time that the original takes: it only shrinks the file"
+                + (" and what the weights take in memory" if metrics["bytes_decoded_at_load"] == 0 else "")
+            )
     return notes

@@ -344,6 +344,9 @@ def tensor_buffer(tensor: ir.TensorProtocol) -> bytes | memoryview:
         array = tensor.numpy()
         if array.flags.c_contiguous and array.dtype.isbuiltin and sys.byteorder == "little":
             return array.reshape(-1).view(np.uint8).data if array.size else b""
+    packed = getattr(tensor, "raw", None)
+    if isinstance(packed, np.ndarray) and packed.dtype == np.uint8 and packed.size == tensor.nbytes and packed.size:
+        return packed.reshape(-1).data  # 4-bit types as they are stored
     data: bytes = tensor.tobytes()
     return data
 

@@ -1,4 +1,4 @@
-"""A scratch data file for new weights, so that a model larger than memory can be made: written piece by piece, mapped."""
+"""A scratch data file for new weights, so that a model larger than memory can be made: written in pieces, mapped."""
 
 from __future__ import annotations
 

@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
+
 from graphopt.errors import InputError, command
 from graphopt.external import shown
 from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, weight_bytes
+from graphopt.spill import let_go
 from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
@@ -186,6 +189,7 @@ def _write_data(model: ir.Model, target: Path) -> tuple[ir.Model, Path | None, b
                 for part in (padding, buffer):
                     digest.update(part)
                     stream.write(part)
+                let_go(np.frombuffer(buffer, np.uint8))
                 placed.append((value, position + len(padding), len(buffer)))
                 position += len(padding) + len(buffer)
         if not placed:

@@ -6,6 +6,7 @@ Releases have got some block sizes wrong without a word (onnxruntime issue 28551
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,7 +41,7 @@ def undecodable(name: str, block: int, half: bool) -> str | None:
             proto = ir.to_proto(tensor)
             proto.name = key
             tensors.append(proto)
-    how = {"axis": 0, "block_size": block} if form.blocked else {"axis": 1}
+    how: dict[str, Any] = {"axis": 0, "block_size": block} if form.blocked else {"axis": 1}
     if not form.blocked:
         tensors[1].dims[:] = [rows]
     graph = onnx.helper.make_graph(

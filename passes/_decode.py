@@ -1,8 +1,8 @@
 """Writing the nodes that turn what is stored into the weight again, in the form that the runtime runs fastest.
 
 Three forms, as measured on ONNX Runtime 1.32 (docs/compress.md): DequantizeLinear in front of a MatMul or Gemm becomes
-one kernel that multiplies packed integers; a lookup picks rows of integers and decodes those; everything else is written
-in plain arithmetic, which the runtime folds when it loads the model, so that it costs no time afterwards.
+one kernel that multiplies packed integers; a lookup picks rows of integers and decodes those; everything else is
+written in plain arithmetic, which the runtime folds when it loads the model, so that it costs no time afterwards.
 """
 
 from __future__ import annotations
@@ -164,9 +164,7 @@ class _Decoding:
             return self.add("Gather", [self.constant("palette", stored.book), index], "look_up", site, axis=0)
         return self.add("Cast", [codes], "float", site, to=int(ir.DataType.FLOAT))
 
-    def _scaled(
-        self, codes: ir.Value, indices: ir.Value | None, site: ir.Node
-    ) -> tuple[ir.Value, tuple[int, ...]]:
+    def _scaled(self, codes: ir.Value, indices: ir.Value | None, site: ir.Node) -> tuple[ir.Value, tuple[int, ...]]:
         """``(codes - zero point) * scale``, float32, and its shape (without ``indices``)."""
         layout, stored = self.stored.layout, self.stored
         assert stored.scale is not None

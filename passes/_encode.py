@@ -20,7 +20,6 @@ from graphopt.passes._formats import (
     codes_of_bins,
     palette,
     round_rows,
-    split,
     spread,
 )
 from graphopt.spill import Spill, let_go
@@ -28,11 +27,13 @@ from graphopt.spill import Spill, let_go
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PIECE = 1 << 20
-"""Elements worked on at a time by each thread; about ten float32 arrays of that size are alive."""
+_PIECE = 1 << 18
+"""Elements worked on at a time by each thread: about ten arrays of that size nearly fit the processor's cache."""
 
 _SPILLED = 1 << 20
 """Bytes of a mapped weight from which its new form goes to a file too."""
+
+_SPILLED_PART = 1 << 16
 
 _TYPES = {
     "int8": ir.DataType.INT8,
@@ -43,6 +44,10 @@ _TYPES = {
     "bfloat16": ir.DataType.BFLOAT16,
     "float32": ir.DataType.FLOAT,
 }
+
+
+Piece = tuple[slice, slice]
+"""Rows and columns of a weight's matrix."""
 
 
 class Unfit(Exception):
@@ -140,7 +145,7 @@ class Encoder:
         found.error, found.signal = (float(sum(column)) for column in zip(*totals, strict=True))
         return found
 
-    def _each(self, work: Callable[[int, int], Any], pieces: list[tuple[int, int]]) -> list[Any]:
+    def _each(self, work: Callable[[Piece], Any], pieces: list[Piece]) -> list[Any]:
         if len(pieces) == 1 or self._threads == 1:
             return [self._one(work, piece) for piece in pieces]
         with ThreadPoolExecutor(self._threads) as pool:
@@ -151,8 +156,8 @@ class Encoder:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _one(self, work: Callable[[int, int], Any], piece: tuple[int, int]) -> Any:
-        found, size = work(*piece)
+    def _one(self, work: Callable[[Piece], Any], piece: Piece) -> Any:
+        found, size = work(piece)
         self._told(size)
         return found
 
@@ -176,19 +181,30 @@ class _Job:
         self.zero = np.empty((layout.rows, blocks), np.uint8) if has_zero else None
         self.entries: NDArray[np.float32] | None = None
 
-    def pieces(self) -> list[tuple[int, int]]:
-        step = max(_PIECE // max(self.layout.columns, 1), 1)
-        step += step % 2  # pairs of 4-bit integers must not be cut
-        return [(i, min(i + step, self.layout.rows)) for i in range(0, self.layout.rows, step)]
+    @property
+    def across(self) -> bool:
+        """Whether pieces are some columns of all rows: those lie together where the weight is [columns, rows]."""
+        return self.layout.flipped and self.layout.blocks > 1
 
-    def _read(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Some rows, in memory, laid out as they come: whole arrays are then computed along the longer runs."""
-        part = self.rows[begin:end]
+    def pieces(self) -> list[Piece]:
+        """Runs of the weight that are rounded by themselves."""
+        rows, columns, block = self.layout.rows, self.layout.columns, self.layout.block
+        if self.across:
+            step = max(_PIECE // rows // block, 1) * block
+            return [(slice(0, rows), slice(i, min(i + step, columns))) for i in range(0, columns, step)]
+        step = max(_PIECE // max(columns, 1), 1)
+        step += step % 2  # pairs of 4-bit integers must not be cut
+        return [(slice(i, min(i + step, rows)), slice(0, columns)) for i in range(0, rows, step)]
+
+    def _read(self, piece: Piece) -> NDArray[np.float32]:
+        """A piece in memory, laid out as it comes: whole arrays are then computed along the longer runs."""
+        part = self.rows[piece]
         with np.errstate(over="ignore"):
             found = np.array(part, np.float32, order="K")
         if not np.isfinite(found).all():
             raise Unfit("it holds values that are infinite or no numbers")
-        let_go(self.array if self.layout.flipped else part)
+        if self.across or not self.layout.flipped:
+            let_go(part)
         return found
 
     def book(self, each: Callable[..., list[Any]]) -> None:
@@ -196,41 +212,42 @@ class _Job:
         if not self.layout.form.palette:
             return
 
-        def look(begin: int, end: int) -> tuple[Any, int]:
-            _, bins = spread(self._read(begin, end))
-            return np.bincount(bins.reshape(-1), minlength=BINS), 0
+        def look(piece: Piece) -> tuple[Any, int]:
+            _, bins = spread(self._read(piece), self.layout.half)
+            return np.bincount(bins.reshape(-1), minlength=BINS), bins.size * self.array.itemsize
 
         counts = sum(each(look, self.pieces()))
         self.entries = palette(np.asarray(counts, np.float64), 2**self.layout.form.bits)
 
-    def piece(self, begin: int, end: int) -> tuple[tuple[float, float], int]:
-        """Encode rows; ((squared error, squared weights), bytes read)."""
-        source = self._read(begin, end)
-        form = self.layout.form
+    def piece(self, piece: Piece) -> tuple[tuple[float, float], int]:
+        """Encode a piece; ((squared error, squared weights), bytes read)."""
+        source = self._read(piece)
+        form, block = self.layout.form, self.layout.block
+        rows, columns = piece
         if form.whole:
-            decoded = self._shorter(source, begin, end)
+            decoded = self._shorter(source, piece)
         elif self.entries is not None:
-            scale, bins = spread(source)
+            scale, bins = spread(source, self.layout.half)
             codes = codes_of_bins(self.entries)[bins]
-            self.scale[begin:end] = scale
+            self.scale[rows] = scale
             decoded = self.entries[codes] * scale
-            self._place(codes, begin, end)
+            self._place(codes, piece)
         else:
+            blocks = slice(columns.start // block, -(-columns.stop // block))
             if self.given is not None:
-                zero = None if self.given.zero is None else self.given.zero[begin:end]
-                found = Codes(self.given.codes[begin:end], self.given.scale[begin:end], zero)
+                zero = None if self.given.zero is None else self.given.zero[rows, blocks]
+                found = Codes(self.given.codes[piece], self.given.scale[rows, blocks], zero)
             else:
-                found = round_rows(source, form, self.layout.block, fitted=self.fitted, half=self.layout.half)
-            self.scale[begin:end] = found.scale
-            if self.zero is not None:
-                self.zero[begin:end] = found.zero
-            decoded = found.decoded(self.layout.block)
-            self._place(found.codes, begin, end)
-        signal = float(np.vdot(source, source))
+                found = round_rows(source, form, block, fitted=self.fitted, half=self.layout.half)
+            self.scale[rows, blocks] = found.scale
+            if self.zero is not None and found.zero is not None:
+                self.zero[rows, blocks] = found.zero
+            decoded = found.decoded(block)
+            self._place(found.codes, piece)
         decoded -= source
-        return (float(np.vdot(decoded, decoded)), signal), source.size * self.array.itemsize
+        return (_energy(decoded), _energy(source)), source.size * self.array.itemsize
 
-    def _shorter(self, source: NDArray[np.float32], begin: int, end: int) -> NDArray[np.float32]:
+    def _shorter(self, source: NDArray[np.float32], piece: Piece) -> NDArray[np.float32]:
         import ml_dtypes
 
         form, layout = self.layout.form, self.layout
@@ -238,48 +255,48 @@ class _Job:
             raise Unfit("it holds values beyond what float16 can, 65,504")
         kind = np.dtype(np.float16 if form.codes == "float16" else ml_dtypes.bfloat16)
         values = source.astype(kind)
-        self.out.view(kind).reshape(layout.rows, layout.columns)[begin:end] = values
-        self._written(begin, end)
+        out = self.out.view(kind).reshape(layout.rows, layout.columns)[piece]
+        out[:] = values
+        self._written(out)
         return values.astype(np.float32)
 
-    def _place(self, codes: NDArray[Any], begin: int, end: int) -> None:
+    def _place(self, codes: NDArray[Any], piece: Piece) -> None:
         """Write the integers where they belong."""
         layout = self.layout
+        rows, columns = piece
         if layout.form.bits == 8:
-            out = self.out.view(codes.dtype)
-            if layout.turned:
-                out.reshape(layout.columns, layout.rows)[:, begin:end] = codes.T
-            else:
-                out.reshape(layout.rows, layout.columns)[begin:end] = codes
+            whole = self.out.view(codes.dtype)
+            out = whole.reshape(layout.columns, layout.rows).T if layout.turned else whole.reshape(layout.rows, -1)
+            out[piece] = codes
+            self._written(out[piece])
         elif self.odd is not None:
-            self.odd[:, begin:end] = codes.T.view(np.uint8) & 15
+            self.odd[columns, rows] = codes.T.view(np.uint8) & 15
         elif layout.turned:
             low, high = codes[0::2].view(np.uint8) & 15, codes[1::2].view(np.uint8)
-            packed = self.out.reshape(layout.columns, layout.rows // 2)
-            packed[:, begin // 2 : end // 2] = (low | (high << 4)).T
+            packed = self.out.reshape(layout.columns, layout.rows // 2)[columns, rows.start // 2 : rows.stop // 2]
+            packed[:] = (low | (high << 4)).T
+            self._written(packed)
         elif layout.table:
-            pairs = codes.view(np.uint8).reshape(end - begin, layout.blocks, 2, layout.block // 2)
+            pairs = codes.view(np.uint8).reshape(len(codes), layout.blocks, 2, layout.block // 2)
             if layout.form.codes == "int4":
                 pairs = pairs + np.uint8(8)
-            out = self.out.reshape(layout.rows, layout.blocks, layout.block // 2)
-            out[begin:end] = (pairs[:, :, 0] & 15) | (pairs[:, :, 1] << 4)
+            table = self.out.reshape(layout.rows, layout.blocks, layout.block // 2)[rows]
+            table[:] = (pairs[:, :, 0] & 15) | (pairs[:, :, 1] << 4)
+            self._written(table)
         else:
-            first = begin * layout.columns // 2
+            first = rows.start * layout.columns // 2
             packed = pack(np.ascontiguousarray(codes).view(np.uint8))
             self.out[first : first + len(packed)] = packed
-        self._written(begin, end)
+            self._written(self.out[first : first + len(packed)])
 
-    def _written(self, begin: int, end: int) -> None:
-        if self.spill is None:
-            return
-        if self.layout.turned:
-            let_go(self.out)
-        else:
-            share = len(self.out) / self.layout.rows
-            let_go(self.out[int(begin * share) : int(end * share)])
+    def _written(self, part: NDArray[Any]) -> None:
+        """Where a piece of the file lies together, its pages are not needed any more."""
+        if self.spill is not None and (self.across or not self.layout.turned):
+            let_go(part)
 
     def stored(self) -> Encoded:
         """The tensors."""
+        let_go(self.array)
         layout, form = self.layout, self.layout.form
         if self.odd is not None:
             packed = pack(self.odd)
@@ -293,17 +310,18 @@ class _Job:
         else:
             shape = (layout.rows, layout.columns)
         dtype = ir.DataType.UINT8 if layout.table and form.bits == 4 else _TYPES[form.codes]
-        found = Encoded(layout, self._tensor(dtype, shape))
+        found = Encoded(layout, self._tensor(self.out, dtype, shape))
         if form.whole:
             return found
         scale = self.scale.astype(np.float16) if layout.half else self.scale
-        found.scale = ir.tensor(self._arranged(scale))
+        scale = self._arranged(scale)
+        found.scale = self._kept(scale, ir.DataType.FLOAT16 if layout.half else ir.DataType.FLOAT, scale.shape)
         if self.zero is not None:
             zero = self._arranged(self.zero)
             if layout.table:
-                found.zero = ir.tensor(zero)
+                found.zero = self._kept(zero, ir.DataType.UINT8, zero.shape)
             else:
-                found.zero = ir.PackedTensor(pack(zero), ir.DataType.UINT4, shape=ir.Shape(zero.shape))
+                found.zero = self._kept(pack(zero), ir.DataType.UINT4, zero.shape)
         if self.entries is not None:
             found.book = ir.tensor(self.entries)
         return found
@@ -314,21 +332,38 @@ class _Job:
             return values.reshape(*values.shape, 1)
         return np.ascontiguousarray(values.T if self.layout.turned else values)
 
-    def _tensor(self, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:
-        if self.spill is not None:
-            return self.spill.tensor(self.out, dtype, shape)
-        if dtype.bitwidth == 4:
-            return ir.PackedTensor(self.out, dtype, shape=ir.Shape(shape))
-        return ir.Tensor(self.out.view(dtype.numpy()).reshape(shape), dtype=dtype)
+    def _kept(self, array: NDArray[Any], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:
+        """A smaller part of what is stored, in the file too where the rest is and it counts."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if self.spill is not None and data.nbytes >= _SPILLED_PART:
+            room = self.spill.room(data.nbytes)
+            room[:] = data
+            return self.spill.tensor(room, dtype, shape)
+        return _in_memory(data, dtype, shape)
+
+    def _tensor(self, data: NDArray[np.uint8], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:
+        return _in_memory(data, dtype, shape) if self.spill is None else self.spill.tensor(data, dtype, shape)
 
 
-def pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _in_memory(data: NDArray[np.uint8], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:
+    if dtype.bitwidth == 4:
+        return ir.PackedTensor(data, dtype, shape=ir.Shape(shape))
+    return ir.Tensor(data.view(dtype.numpy()).reshape(shape), dtype=dtype)
+
+
+def _energy(values: NDArray[np.float32]) -> float:
+    flat = values.ravel(order="K")
+    with np.errstate(over="ignore"):
+        found = float(np.dot(flat, flat))
+    return found if np.isfinite(found) else float(np.square(flat, dtype=np.float64).sum())
+
+
+def pack(codes: NDArray[Any]) -> NDArray[np.uint8]:
     """4-bit integers, two in a byte, the first one in the lower half, as ONNX stores them."""
     flat = codes.reshape(-1)
     if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    found: NDArray[np.uint8] = (flat[0::2] & 15) | (flat[1::2] << 4)
-    return found
+        flat = np.append(flat, np.zeros(1, flat.dtype))
+    return np.asarray((flat[0::2] & 15) | (flat[1::2] << 4), np.uint8)
 
 
 def fitting_block(columns: int, block: int) -> int:
@@ -336,8 +371,4 @@ def fitting_block(columns: int, block: int) -> int:
     that is short, 0 where there is none."""
     if columns <= block * 3 // 2:
         return columns
-    found = next((size for size in range(block, 15, -1) if columns % size == 0), 0)
-    return found
-
-
-__all__ = ["Encoded", "Encoder", "Layout", "Unfit", "fitting_block", "pack", "split"]
+    return next((size for size in range(block, 15, -1) if columns % size == 0), 0)

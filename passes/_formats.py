@@ -70,7 +70,7 @@ class Codes:
 
     def decoded(self, block: int) -> NDArray[np.float32]:
         """The floats that these stand for, as ONNX Runtime computes them."""
-        found = np.empty(self.codes.shape, np.float32)
+        found = np.empty_like(self.codes, np.float32)
         for part, blocks in split(self.codes, block):
             out = _view(found, part)
             np.copyto(out, _view(self.codes, part))
@@ -123,7 +123,9 @@ def _fit(
     return np.where(scale >= TINY, scale, np.float32(1)), None
 
 
-def round_rows(rows: NDArray[np.float32], form: Format, block: int, *, fitted: bool = False, half: bool = False) -> Codes:
+def round_rows(
+    rows: NDArray[np.float32], form: Format, block: int, *, fitted: bool = False, half: bool = False
+) -> Codes:
     """Round to nearest in a format of integers, ``rows`` being laid out in memory either way round.
 
     Args:
@@ -133,7 +135,7 @@ def round_rows(rows: NDArray[np.float32], form: Format, block: int, *, fitted: b
         fitted: of each block, the range (all of it, or a share) that leaves least squared error.
         half: scales are stored as float16, and have to be some.
     """
-    found = Codes(np.empty(rows.shape, np.uint8 if form.codes == "uint4" else np.int8), *ranges(rows, form, block))
+    found = Codes(np.empty_like(rows, np.uint8 if form.codes == "uint4" else np.int8), *ranges(rows, form, block))
     if half:
         found.scale = as_half(found.scale)
     for part, blocks in split(rows, block):
@@ -142,7 +144,7 @@ def round_rows(rows: NDArray[np.float32], form: Format, block: int, *, fitted: b
         if fitted:
             scale, zero = _searched(source, scale, zero, form, half)
             found.scale[:, blocks] = scale
-            if found.zero is not None:
+            if found.zero is not None and zero is not None:
                 found.zero[:, blocks] = zero
         np.copyto(target, _integers(source, scale, zero, form), casting="unsafe")
     return found
@@ -195,12 +197,14 @@ def _searched(
     return scale, zero
 
 
-def spread(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """(largest magnitude of each row, [rows, 1]; the bin of each element over it, of :data:`BINS` from -1 to 1)."""
+def spread(rows: NDArray[np.float32], half: bool) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """(largest magnitude of each row, [rows, 1], as float16 can hold it where ``half``; the bin of each element over
+    it, of :data:`BINS` from -1 to 1)."""
     scale = np.abs(rows).max(axis=1, keepdims=True)
-    scale = np.where(scale >= TINY, scale, np.float32(1))
-    found = rows / scale * np.float32(BINS / 2) + np.float32(BINS / 2)
-    return scale, np.minimum(found.astype(np.intp), BINS - 1)
+    scale = as_half(scale) if half else scale
+    scale[scale < TINY] = 0
+    found = rows / np.where(scale > 0, scale, np.float32(1)) * np.float32(BINS / 2) + np.float32(BINS / 2)
+    return scale, np.clip(found.astype(np.intp), 0, BINS - 1)
 
 
 def palette(counts: NDArray[np.float64], entries: int) -> NDArray[np.float32]:

@@ -58,8 +58,10 @@ class Weight:
         return self.uses[0].node
 
 
-def find_weights(model: ir.Model, exclude: tuple[str, ...], include: tuple[str, ...]) -> tuple[list[Weight], list[Skip]]:
-    """The weights that can be stored otherwise, largest graphs' order kept, and why the others stay."""
+def find_weights(
+    model: ir.Model, exclude: tuple[str, ...], include: tuple[str, ...]
+) -> tuple[list[Weight], list[Skip]]:
+    """The weights that can be stored otherwise, in the graphs' order, and why the others stay."""
     found: list[Weight] = []
     skipped: list[Skip] = []
     small = overridable = 0
@@ -83,7 +85,8 @@ def find_weights(model: ir.Model, exclude: tuple[str, ...], include: tuple[str, 
     if small:
         skipped.append(Skip("(small)", f"{small} weights have fewer than {LEAST:,} elements"))
     if overridable:
-        skipped.append(Skip("(inputs)", f"{overridable} initializers are graph inputs too, so a caller may replace them"))
+        why = f"{overridable} initializers are graph inputs too, so a caller may replace them"
+        skipped.append(Skip("(inputs)", why))
     if model.functions:
         skipped.append(Skip("(functions)", "weights in functions are left alone; run inline-functions first"))
     return found, skipped

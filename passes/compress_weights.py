@@ -80,8 +80,8 @@ class CompressWeights(Pass):
         now = opset(model)
         if now < self.least_opset:
             raise PreconditionError(
-                f"{self.weights} weights need opset {self.least_opset} and the model has {now}; run upgrade-opset first "
-                "(graphopt compress does so by itself)"
+                f"{self.weights} weights need opset {self.least_opset} and the model has {now}; run upgrade-opset "
+                "first (graphopt compress does so by itself)"
             )
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
@@ -162,7 +162,7 @@ class CompressWeights(Pass):
         found = encoder.encode(weight.tensor, layout, fitted=fitted)
         if layout.half and found.scale is not None:
             scale = found.scale.numpy()
-            if not np.isfinite(scale).all() or scale.min() < _LEAST_HALF:
+            if not np.isfinite(scale).all() or ((scale < _LEAST_HALF) & (scale > 0)).any():
                 found = encoder.encode(weight.tensor, replace(layout, half=False), fitted=fitted)
         return found
 
@@ -206,7 +206,8 @@ def _no_gain(weight: Weight, layout: Layout) -> str | None:
     if weight.tensor.nbytes <= layout.stored_bytes + _OVERHEAD:
         if layout.form.whole and weight.tensor.dtype.bitwidth == 16:
             return f"it is stored in 16 bits already ({weight.tensor.dtype.name.lower()})"
-        return f"{layout.form.name} would take {layout.stored_bytes} bytes and what decodes it, instead of {weight.tensor.nbytes}"
+        now = f"instead of {weight.tensor.nbytes}"
+        return f"{layout.form.name} would take {layout.stored_bytes} bytes and what decodes it, {now}"
     return None
 
 

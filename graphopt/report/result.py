@@ -124,6 +124,8 @@ def ledger(entries: Iterable[dict[str, Any]], *, every: bool = True) -> Table:
 def coverage(entry: dict[str, Any]) -> Text | None:
     """How much of the model a quantizing pass put into integers; None where it is no such pass."""
     m = entry["metrics"]
+    if m.get("weights_compressed"):
+        return _compressed(m)
     if not entry["pass"].startswith("quantize-") or not m.get("layers_quantized"):
         return None
     macs = "?" if m.get("macs_percent") is None else f"{m['macs_percent']:.1f} %"
@@ -153,6 +155,14 @@ def training(entry: dict[str, Any]) -> Text | None:
     used = f"{m['samples_trained']} samples, {m['samples_held_out']} to stop"
     shown = f"{m['weights_trained']} weights, {m['steps']} steps of {seconds(m['seconds_per_step'])}, {used}"
     return line.append(f" ({shown})", style="dim")
+
+
+def _compressed(m: dict[str, Any]) -> Text:
+    line = Text(f"compressed: {plural(m['weights_compressed'], 'weight')}, ")
+    line.append(f"{size(m['bytes_before'])} -> {size(m['bytes_after'])}")
+    how = ", ".join(f"{count} {form}" for form, count in sorted(m["formats"].items()))
+    loss = "exact" if m["weight_sqnr_db"] is None else f"weights to {m['weight_sqnr_db']:.1f} dB"
+    return line.append(f" ({how}; {loss})", style="dim")
 
 
 def grouped(skips: Iterable[dict[str, str]], limit: int | None) -> list[Text]:

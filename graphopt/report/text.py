@@ -114,7 +114,8 @@ def _left_in_float(entry: dict[str, Any], verbose: bool) -> Iterator[Line]:
     if covered is not None:
         yield covered
     if covered is not None and entry["skipped"]:
-        yield f"left in float: {plural(len(entry['skipped']), 'node')}"
+        what = ("as they are", "weight") if "weights_compressed" in entry["metrics"] else ("in float", "node")
+        yield f"left {what[0]}: {plural(len(entry['skipped']), what[1])}"
         yield from result.grouped(entry["skipped"], None if verbose else SHOWN)
 
 
