@@ -12,6 +12,7 @@ from graphopt.base import Context
 from graphopt.gram import Seen, collect_inputs, sample_inputs
 from graphopt.model import interface
 from graphopt.statistics import Statistics, channel_means, collect
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +150,7 @@ class _Same:
 def _traits(model: ir.Model) -> tuple[Any, ...]:
     """Equal for models that compute the same values under the same names, from the same tensors."""
     found: list[Any] = []
-    for graph in model.graphs():
+    for graph in ir_graphs(model):
         found.append(tuple(value.name for value in graph.inputs))
         found += [(name, _Same(value.const_value)) for name, value in graph.initializers.items()]
         for node in graph:
