@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
 from graphopt.base import Context
-from graphopt.gram import Seen, collect_inputs, sample_inputs
+from graphopt.gram import Seen, collect_inputs, each_input, sample_inputs
 from graphopt.model import interface
+from graphopt.session import TAP_CHUNK_BYTES
 from graphopt.statistics import Statistics, channel_means, collect
 
 if TYPE_CHECKING:
@@ -72,7 +73,25 @@ def attach(context: Context) -> None:
         rest = sample_inputs(model, list(moments), feeds(model, held), most=_HELD, samples=len(held), threads=threads)
         return {form: Seen(seen, rest[form]) for form, seen in moments.items() if form in rest}
 
+    def layer_rows(
+        model: ir.Model, forms: Sequence[Form], rows: Callable[[Form, int], int], held: bool
+    ) -> Iterator[tuple[Form, NDArray[np.float32]]]:
+        assert context.data is not None
+        parts = hold_back(context.data.take(_GRAM_SAMPLES), interface(model)[0])
+        chosen = feeds(model, parts[held])
+        first = next(iter(chosen))
+        yield from each_input(
+            model, forms, chosen, first, lambda f: rows(f, len(parts[held])), TAP_CHUNK_BYTES, context.threads
+        )
+
+    def held_out(model: ir.Model) -> Iterator[dict[str, NDArray[Any]]]:
+        assert context.data is not None
+        inputs = interface(model)[0]
+        yield from Feeds(hold_back(context.data.take(_GRAM_SAMPLES), inputs)[1], inputs)
+
     context.collect = sweep
+    context.held_out = held_out
+    context.layer_rows = layer_rows
     context.channel_means = means
     context.layer_inputs = layer_inputs
 
