@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _API = (
     "optimize",
     "quantize",
+    "prune",
     "compare",
     "bench",
     "bisect",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from graphopt.api import inspect as inspect
     from graphopt.api import lint as lint
     from graphopt.api import optimize as optimize
+    from graphopt.api import prune as prune
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run
     from graphopt.api import sensitivity as sensitivity

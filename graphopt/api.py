@@ -38,6 +38,7 @@ from graphopt.pipeline import (
     requested,
 )
 from graphopt.presets import exact_passes, prepare
+from graphopt.pruned import prune
 from graphopt.ranking import sensitivity
 from graphopt.recipe import Recipe, chosen, read
 from graphopt.registry import create
@@ -220,8 +221,8 @@ def run(recipe: str | Path | Recipe, **options: Any) -> Result:
         raise InputError('the recipe names no model; add model = "path.onnx", or use graphopt optimize IN --recipe R')
     merged = merge_options(options, given)
     merged.settings = {"recipe": recipe}
-    working = [p.name for p in flatten(given.passes) if p.name.startswith("quantize-")]
-    result = make(given.model, given.passes, merged, verb="run", must=working[:1])
+    working = [p.name for p in flatten(given.passes) if p.name.startswith("quantize-") or p.name == "prune"]
+    result = make(given.model, given.passes, merged, verb="run", must=working)
     if given.output is not None:
         result.save(given.output)
     return result
@@ -375,6 +376,7 @@ __all__ = [
     "inspect",
     "lint",
     "optimize",
+    "prune",
     "quantize",
     "run",
     "sensitivity",

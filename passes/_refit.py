@@ -2,11 +2,11 @@
 
 For a layer ``y = W x`` of the original, and ``x~`` what it reads now, ridge least squares towards weights ``V``:
 ``W' = (E[y x~^T] + l V) (E[x~ x~^T] + l I)^-1``, all centred, so that the bias is refitted with it (He et al. 2017,
-arXiv 1707.06168, for every layer). First *symmetric*: ``x~`` is what is left of ``x`` in the original, ``V`` the weights
-that are left. Then *asymmetric*: layers are taken in topological order, level by level, ``x~`` is seen in the model as
-repaired so far, so that what went wrong before is made up for too, and ``V`` is the symmetric solution: with few samples
-the layers before fit those better than they fit others, and a large ``l`` then keeps to what does not depend on it.
-``l`` is what serves best on held-out samples, and a layer that no ``l`` helps there keeps its weights.
+arXiv 1707.06168, for every layer). First *symmetric*: ``x~`` is what is left of ``x`` in the original, ``V`` the
+weights that are left. Then *asymmetric*: layers are taken in topological order, level by level, ``x~`` is seen in the
+model as repaired so far, so that what went wrong before is made up for too, and ``V`` is the symmetric solution: with
+few samples the layers before fit those better than they fit others, and a large ``l`` then keeps to what does not
+depend on it. ``l`` is what serves best on held-out samples, and a layer that no ``l`` helps there keeps its weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import onnx_ir as ir
 import scipy.linalg
 
 from graphopt.channels.atoms import live
-from graphopt.graph import attribute, constant_array, is_op, label, value_names
+from graphopt.graph import attribute, constant_array, is_op, value_names
 from graphopt.linear import Form, form_of, from_matrix, to_matrix
 from graphopt.model import clone, replace
 from graphopt.passes._saliency import column_units
@@ -268,7 +268,10 @@ def _name(layer: Layer) -> str | None:
 
 
 def _solve(
-    layer: Layer, seen: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]], how: str, towards: list[Solved] | None
+    layer: Layer,
+    seen: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
+    how: str,
+    towards: list[Solved] | None,
 ) -> list[Solved] | None:
     """Each group's solution; None where rows of the two models cannot be matched."""
     stored = constant_array(layer.node.inputs[1])

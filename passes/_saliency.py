@@ -1,8 +1,8 @@
 """What it costs to lose a unit: by the size of its weights, or by what is lost when everything else makes up for it.
 
-Importances and where they come from: L1 and L2 norms over all of a group's weights (DepGraph, Fang et al. 2023), and the
-loss after optimal compensation, ``tr(W_u [(H^-1)_uu]^-1 W_u^T)`` for the columns u of every layer that reads the unit
-(OBS, Hassibi 1993, for groups; OBC, Frantar 2022): units go one after the other, and H^-1 and W follow.
+Importances and where they come from: L1 and L2 norms over all of a group's weights (DepGraph, Fang et al. 2023), and
+the loss after optimal compensation, ``tr(W_u [(H^-1)_uu]^-1 W_u^T)`` for the columns u of every layer that reads the
+unit (OBS, Hassibi 1993, for groups; OBC, Frantar 2022): units go one after the other, and H^-1 and W follow.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.channels.movement import retargeted
+from graphopt.channels.reshaping import retargeted
 from graphopt.graph import attribute, constant, constant_array, fresh, is_op, value_names
 from graphopt.passes._weights import add_constant, drop_unread
 
@@ -32,7 +32,7 @@ class Shrinker:
             if fix is not None and node.outputs[0] in self.channels.trace.axes:
                 fix(self, node)
         for value in list(self.channels.constants):
-            if constant(value) is None:
+            if is_op(value.producer(), "ConstantOfShape", "Expand"):
                 self._cut(value)
         for value, axes in list(self.channels.constants.items()):
             self._shrink(value, [self.kept(vector) for vector in axes])
@@ -110,7 +110,7 @@ def put(value: ir.Value, array: NDArray[Any]) -> None:
             producer.attributes.pop(name, None)
     else:
         value.const_value = tensor
-    value.shape = ir.Shape(array.shape)
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
 
 
 def _reshape(shrinker: Shrinker, node: ir.Node) -> None:
@@ -193,8 +193,7 @@ def _gather(shrinker: Shrinker, node: ir.Node) -> None:
 def _conv(shrinker: Shrinker, node: ir.Node) -> None:
     """Of a depthwise convolution, groups have gone."""
     group = int(attribute(node, "group", 1))
-    weight = node.inputs[1]
-    if group == 1 or weight is None or weight.shape is None:
+    if group == 1:
         return
     channels = shrinker.axes(node.inputs[0])[1]
     if len(channels) == group:  # one channel each: others keep the number of groups

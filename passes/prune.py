@@ -36,9 +36,9 @@ class Prune(Pass):
     that read a channel make up for it; needs calibration data), ``l2`` or ``l1`` (size of the weights). ``repair``: how
     layers behind are refitted: ``asymmetric`` (on what they read in the pruned model, in order), ``symmetric`` (on what
     they read in the original), ``auto`` (the better of these two), ``moments`` (mean and spread of each output only) or
-    ``none``. ``multiple``: channels
-    that are left come in multiples of it, as kernels like them. ``exclude`` and ``include``: layers whose output
-    channels stay, or may go: names, globs, ``re:`` expressions or operator types.
+    ``none``. ``multiple``: channels that are left come in multiples of it, as kernels like them. ``exclude`` and
+    ``include``: layers whose output channels stay, or may go: names, globs, ``re:`` expressions or operator types.
+    ``search``: the amount is the most that goes, and less does where ``max-drop`` or ``min-sqnr`` would fail.
     """
 
     macs: float | None = None
@@ -49,6 +49,7 @@ class Prune(Pass):
     multiple: int = 8
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
+    search: bool = False
     name: ClassVar[str] = "prune"
     contract: ClassVar[Contract] = "approximate"
 
@@ -80,12 +81,11 @@ class Prune(Pass):
             raise PreconditionError("prune does not look into functions; run inline-functions first")
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
-        gone = check_patterns(model, context.original, self.exclude, "exclude")
-        gone += check_patterns(model, context.original, self.include, "include")
+        gone = self.unmatched(model, context)
         needs = "data" if self.importance == "loss" or self.repair != "none" else None
         if needs and (context.data is None or context.layer_inputs is None):
             raise PreconditionError(
-                "prune weighs and repairs on samples and there are none; give --data FILE (unlabelled samples will do), "
+                "prune weighs and repairs on samples and there are none; give --data FILE (no labels needed), "
                 "or --importance l2 --repair none"
             )
         channels = self.find(model, context)
@@ -100,7 +100,6 @@ class Prune(Pass):
             return result
         result.changes = _changes(channels, keep)
         result.metrics = totals(channels, keep)
-        result.metrics["sizes_walked"] = self._walked
         original = clone(model)
         layers = plan_layers(model, channels, keep)
         Shrinker(model, channels, keep).run()
@@ -109,7 +108,10 @@ class Prune(Pass):
             result.metrics |= report
         return result
 
-    _walked: ClassVar[int] = 2
+    def unmatched(self, model: ir.Model, context: Context) -> list[Skip]:
+        """Patterns whose nodes are gone."""
+        gone = check_patterns(model, context.original, self.exclude, "exclude")
+        return gone + check_patterns(model, context.original, self.include, "include")
 
     def find(self, model: ir.Model, context: Context) -> Channels:
         """Units and groups of ``model``, at the sizes of a sample (or of legal random inputs)."""
@@ -144,9 +146,7 @@ def _feed(model: ir.Model, context: Context) -> dict[str, Any]:
 
 def left_alone(channels: Channels) -> list[Skip]:
     """Groups of which nothing can go, and why."""
-    return [
-        Skip(group.name, f"its channels stay: {group.reason}") for group in channels.groups if not group.free
-    ]
+    return [Skip(group.name, f"its channels stay: {group.reason}") for group in channels.groups if not group.free]
 
 
 def _changes(channels: Channels, keep: NDArray[np.bool_]) -> list[Change]:

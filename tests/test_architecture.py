@@ -21,8 +21,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("structure", "residue"),
     ("model",),
     ("graph", "storage", "references", "numbering", "common_inputs"),
-    ("cost", "channels", "align", "tensors", "surgery", "session", "target", "linear"),
-    ("data", "difference", "weights", "propagation"),
+    ("cost", "align", "tensors", "surgery", "session", "target", "linear"),
+    ("data", "difference", "weights", "propagation", "channels", "sizes"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "gram", "extraction", "divergence", "workload"),
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),
@@ -35,7 +35,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("inspection", "judge"),
     ("search", "convert", "linting", "presets", "outcome"),
     ("pipeline",),
-    ("ranking", "bisection", "benchmark"),
+    ("pruned", "ranking", "bisection", "benchmark"),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),
@@ -43,7 +43,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """A module imports from earlier lines only (what is here and not yet written is the design's)."""
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "bisection", "benchmark", "api", "cli")
+ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "pruned", "ranking", "bisection", "benchmark", "api", "cli")
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 
 

@@ -197,7 +197,7 @@ def transformer() -> onnx.ModelProto:
 
 def packed_attention() -> onnx.ModelProto:
     """Queries, keys and values from one product, taken apart by Gather, as in ViT of timm."""
-    net, width, heads = Net(), 32, 4
+    net, width, heads = Net(), 32, 8
     qkv = net.op("Reshape", net.dense("x", width, 3 * width), net.ints(0, -1, 3, heads, width // heads))
     qkv = net.op("Transpose", qkv, perm=[2, 0, 3, 1, 4])
     q, k, v = (net.op("Gather", qkv, net.keep(i, np.int64), axis=0) for i in range(3))
@@ -294,7 +294,7 @@ def fan_out() -> onnx.ModelProto:
     x = net.op("Relu", net.conv("x", 3, 24))
     x = net.op("InstanceNormalization", x, net.weight(24, fan=16, around=1), net.weight(24, fan=16))
     a = net.conv(x, 24, 8, 1)
-    b = net.conv(x, 24, 8, group=8)
+    b = net.conv(x, 24, 8, group=2)
     c = net.op("Transpose", net.dense(net.op("Transpose", x, perm=[0, 2, 3, 1]), 24, 8), perm=[0, 3, 1, 2])
     return net.model(net.head(net.op("Sum", a, b, c), 8))
 

@@ -33,9 +33,7 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
 
-def examine(
-    proto: onnx.ModelProto, feeds: Sequence[dict[str, Any]], rnd: random.Random, share: float = 0.5
-) -> Found:
+def examine(proto: onnx.ModelProto, feeds: Sequence[dict[str, Any]], rnd: random.Random, share: float = 0.5) -> Found:
     """Remove about ``share`` of every group that can be tested so, all at once."""
     model = load(proto)
     channels = find_channels(model, two_sizes(model, feeds[0], threads=1))
@@ -73,7 +71,9 @@ def examine(
                 continue
             same = (array == now[name]) | (np.isnan(array) & np.isnan(now[name]))
             with np.errstate(all="ignore"):
-                off = np.where(same, 0, np.abs(array - now[name]) / (np.abs(array[np.isfinite(array)]).max(initial=1e-6)))
+                off = np.where(
+                    same, 0, np.abs(array - now[name]) / (np.abs(array[np.isfinite(array)]).max(initial=1e-6))
+                )
             found.worst = max(found.worst, float(np.nan_to_num(off, nan=np.inf).max(initial=0)))
     if found.worst > 1e-4:
         found.problems.append(f"outputs differ by {found.worst:.2g} of their scale")

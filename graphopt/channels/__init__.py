@@ -5,8 +5,8 @@ Every index of every axis of every constant carries an atom (``atoms``), and one
 the atoms themselves (``movement``), and what multiplies matrices ends one set and starts another (``products``). No
 pattern of layers is known anywhere. (DepGraph, Fang et al. 2023, arXiv 2301.12900, by provenance instead of patterns.)
 
-A class of united atoms is a *unit*: what can be removed without touching the rest, or, where the walk met a reason, what
-has to stay. Graph inputs and outputs never change. With dynamic dims the walk is made at two sizes, into the same
+A class of united atoms is a *unit*: what can be removed without touching the rest, or, where the walk met a reason,
+what has to stay. Graph inputs and outputs never change. With dynamic dims the walk is made at two sizes, into the same
 classes, so that what holds at one only is not held.
 """
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import networkx as nx
 import numpy as np
 
-from graphopt.channels import movement, plain, products
+from graphopt.channels import movement, plain, products, reshaping
 from graphopt.channels.atoms import Atoms, live
 from graphopt.channels.trace import Product, Shape, Trace, walk
 from graphopt.cost import macs
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from graphopt.channels.atoms import Vector
 
-RULES = {**plain.RULES, **movement.RULES, **products.RULES}
+RULES = {**plain.RULES, **movement.RULES, **reshaping.RULES, **products.RULES}
 
 ONLY = "nothing would be left of an axis without it"
 

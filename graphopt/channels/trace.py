@@ -99,7 +99,9 @@ class Trace:
                 for i, d in enumerate(shape)
             )
         kept = self.constants[value]
-        return tuple(v if len(v) else self.atoms.fixed(d, "as long as the input is") for v, d in zip(kept, shape, strict=True))
+        return tuple(
+            v if len(v) else self.atoms.fixed(d, "as long as the input is") for v, d in zip(kept, shape, strict=True)
+        )
 
     def fixed(self, shape: Shape, reason: str) -> Axes:
         """A value that stays as it is."""
@@ -196,4 +198,3 @@ def _inside(body: ir.Graph) -> Sequence[ir.Node]:
         for deeper in bodies(node):
             found.extend(_inside(deeper))
     return found
-

@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 VERBS: dict[str, str] = {
     "optimize": "simplify with exact passes, or run a recipe",
     "quantize": "make the weights and arithmetic int8",
+    "prune": "remove channels, heads and hidden units",
     "sensitivity": "which layers hurt when they are quantized",
     "bench": "how fast models are here, and where the time goes",
     "compare": "numbers: does B still do what A does",
