@@ -17,6 +17,7 @@ _API = (
     "optimize",
     "quantize",
     "compress",
+    "prune",
     "compare",
     "bench",
     "bisect",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from graphopt.api import lint as lint
     from graphopt.api import lock as lock
     from graphopt.api import optimize as optimize
+    from graphopt.api import prune as prune
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run
     from graphopt.api import sensitivity as sensitivity

@@ -41,6 +41,7 @@ from graphopt.pipeline import (
     requested,
 )
 from graphopt.presets import exact_passes, prepare
+from graphopt.pruned import prune
 from graphopt.ranking import sensitivity
 from graphopt.recipe import Recipe, chosen
 from graphopt.registry import create
@@ -365,6 +366,7 @@ __all__ = [
     "lint",
     "lock",
     "optimize",
+    "prune",
     "quantize",
     "run",
     "sensitivity",

@@ -11,7 +11,7 @@ from graphopt.model import ModelLike, load
 from graphopt.outcome import with_report
 from graphopt.passes.finetune import Finetune
 from graphopt.pipeline import Result, make, merge_options, read_source
-from graphopt.presets import inlined
+from graphopt.presets import inline
 from graphopt.registry import create
 
 _NOT_HERE = ("WARNING: the file is no smaller", "WARNING: output '")
@@ -83,7 +83,7 @@ def finetune(
     merged.settings = {**settings, "teacher": named}
     loaded, source = read_source(model, merged)
     taught = step.taught_by(load(teacher, external_roots=merged.external_roots))
-    pipeline = [*inlined(loaded), create("fold-qdq-weights", {}), taught]
+    pipeline = [*inline(loaded), create("fold-qdq-weights", {}), taught]
     result = make(loaded, pipeline, merged, verb="finetune", named=source, must=["finetune"])
     report = result.report
     report["notes"] = [n for n in report["notes"] if not n.startswith(_NOT_HERE)]

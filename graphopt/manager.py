@@ -185,7 +185,7 @@ class _Run:
             self.snapshot, self.idle, self.comparison = None, [], None
         else:
             self.idle.append(pass_)
-        if entry.changes and pass_.contract != "exact" and self.exact is None:
+        if entry.changes and pass_.contract != "exact":
             self.exact = before
         if entry.changes and pass_.contract == "exact":
             self.steps.append(_Step(pass_, entry, before))

@@ -23,6 +23,7 @@ from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
 from graphopt.search.budget import damages, keep_to_budget
+from graphopt.search.pruning import prune_to_budget
 from graphopt.search.speed import Promise, told, untold
 from graphopt.storage import save
 from graphopt.sweeps import attach
@@ -240,6 +241,7 @@ def make(
     something_done(result, pipeline, must, report)
     kept = None
     if options.search:
+        prune_to_budget(result, pipeline, model, context, options.gates, metric)
         kept = keep_to_budget(result, pipeline, model, context, options.gates, metric)
         report["sensitivity"] = damages(kept)
         report["ledger"] = [entry.as_dict() for entry in result.ledger]

@@ -16,6 +16,7 @@ from graphopt.user_code import one_line
 GROUP = "graphopt.passes"
 
 PASSES: dict[str, str] = {
+    "prune": "graphopt.passes.prune:Prune",
     "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
     "fold-overridable": "graphopt.passes.fold_overridable:FoldOverridable",
     "freeze-shapes": "graphopt.passes.freeze_shapes:FreezeShapes",

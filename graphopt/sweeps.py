@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
 from graphopt.base import Context
-from graphopt.gram import Seen, collect_inputs, sample_inputs
+from graphopt.gram import Seen, collect_inputs, each_input, sample_inputs
 from graphopt.model import interface
+from graphopt.session import TAP_CHUNK_BYTES
 from graphopt.statistics import Statistics, channel_means, collect
 from graphopt.traversal import ir_graphs
 
@@ -74,10 +75,28 @@ def attach(context: Context) -> None:
         rest = sample_inputs(model, list(moments), feeds(model, held), most=_HELD, samples=len(held), threads=threads)
         return {form: Seen(seen, rest[form]) for form, seen in moments.items() if form in rest}
 
+    def layer_rows(
+        model: ir.Model, forms: Sequence[Form], rows: Callable[[Form, int], int], held: bool
+    ) -> Iterator[tuple[Form, NDArray[np.float32]]]:
+        assert context.data is not None
+        parts = hold_back(context.data.take(_GRAM_SAMPLES), interface(model)[0])
+        chosen = feeds(model, parts[held])
+        first = next(iter(chosen))
+        yield from each_input(
+            model, forms, chosen, first, lambda f: rows(f, len(parts[held])), TAP_CHUNK_BYTES, context.threads
+        )
+
+    def held_out(model: ir.Model) -> Iterator[dict[str, NDArray[Any]]]:
+        assert context.data is not None
+        inputs = interface(model)[0]
+        yield from Feeds(hold_back(context.data.take(_GRAM_SAMPLES), inputs)[1], inputs)
+
     seen = _Remembered(context, sweep, means, layer_inputs)
     context.collect = seen.collect
     context.channel_means = seen.channel_means
     context.layer_inputs = seen.layer_inputs
+    context.held_out = held_out
+    context.layer_rows = layer_rows
 
 
 @dataclass

@@ -22,8 +22,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("spill",),
     ("graph", "storage", "references", "numbering", "common_inputs"),
-    ("cost", "channels", "align", "tensors", "surgery", "session", "target", "linear"),
-    ("data", "difference", "weights", "propagation"),
+    ("cost", "align", "tensors", "surgery", "session", "target", "linear"),
+    ("data", "difference", "weights", "propagation", "channels", "sizes"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "gram", "extraction", "divergence", "workload", "training"),
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),
@@ -36,7 +36,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("inspection", "judge"),
     ("search", "convert", "linting", "presets", "outcome"),
     ("pipeline",),
-    ("ranking", "bisection", "benchmark", "locking", "compression", "finetuning"),
+    ("pruned", "ranking", "bisection", "benchmark", "locking", "compression", "finetuning"),
     ("running", "trials"),
     ("tuning",),
     ("api",),
@@ -47,8 +47,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ABOVE_THE_ENGINE = (
-    *("search", "linting", "pipeline", "ranking", "bisection", "benchmark", "compression", "finetuning", "trials"),
-    *("api", "cli"),
+    *("search", "linting", "pipeline", "pruned", "ranking", "bisection", "benchmark", "compression", "finetuning"),
+    *("trials", "api", "cli"),
 )
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 

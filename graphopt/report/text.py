@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from graphopt.report import markdown, result, tuning
+from graphopt.report import markdown, pruning, result, tuning
 from graphopt.report.result import SHOWN, dim
 from graphopt.report.table import Table
 from graphopt.report.units import plural
@@ -80,6 +80,7 @@ def print_result(report: dict[str, Any], *, verbose: bool = False, stream: IO[st
             page.lines([dim(f"nothing to do for {', '.join(idle)}; -v tells why")])
         for entry in report["ledger"]:
             page.block(_left_in_float(entry, verbose))
+            page.block(pruning.summary(entry))
             if verbose:
                 page.block(_changes(entry))
         page.block(result.notes(report))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from graphopt.base import Context, Gates, PassResult, Pipeline, Skip, flatten
+from graphopt.base import Context, Gates, Pass, PassResult, Pipeline, Skip, flatten
 from graphopt.errors import RuntimeFailure
 from graphopt.graph import label, nodes
 from graphopt.ledger import LedgerEntry, RunResult
@@ -240,7 +240,7 @@ def keep_to_budget(
     return kept
 
 
-def adopt(result: RunResult, entry: LedgerEntry, model: ir.Model, done: PassResult, step: QuantizeStatic) -> None:
+def adopt(result: RunResult, entry: LedgerEntry, model: ir.Model, done: PassResult, step: Pass) -> None:
     """Let ``result`` be ``model``, which ``step`` made in place of the pass of ``entry``."""
     result.model, result.adopted = model, step
     entry.changes, entry.skipped, entry.metrics = done.changes, done.skipped, done.metrics
