@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from graphopt.budgets import command
+
 VERBS: dict[str, str] = {
     "optimize": "simplify with exact passes, or run a recipe",
     "quantize": "make the weights and arithmetic int8",
@@ -151,7 +153,8 @@ def run(arguments: list[str]) -> int:
             click.echo(cli.get_help(ctx), err=True)
         return 2
     try:
-        result: Any = cli.main(arguments, prog_name="graphopt", standalone_mode=False)
+        with command():
+            result: Any = cli.main(arguments, prog_name="graphopt", standalone_mode=False)
         return int(result) if isinstance(result, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code

@@ -19,6 +19,7 @@ from graphopt.cli import _complete, _options
 @click.option("--model", metavar="IN", shell_complete=_complete.models, help="Instead of the recipe's model.")
 @_options.external_roots
 @_options.running
+@_options.limits
 @_options.result
 def command(recipe: str, output: str | None, model: str | None, **values: Any) -> None:
     """Do what a recipe says: its model, data, passes, gates and output.
