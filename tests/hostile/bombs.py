@@ -105,10 +105,8 @@ for name, make in {
         inputs=[value("x", (10,))],
     ),
     "gather-again-and-again": bomb(
-        *(
-            node("Gather", [f"g{i}" if i else "x", "rows"], [f"g{i + 1}" if i < 3 else "big"], axis=-1)
-            for i in range(4)
-        ),
+        *(node("Gather", [before, "rows"], [after], axis=-1) for before, after in ("xa", "ab", "bc")),
+        node("Gather", ["c", "rows"], ["big"], axis=-1),
         weights=[weight("rows", np.zeros((300, 1)), np.int64)],
         inputs=[value("x", (1,))],
     ),
