@@ -168,8 +168,10 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        from graphopt.errors import GraphoptError
+        from graphopt.errors import GraphoptError, RuntimeFailure
 
+        if isinstance(error, RuntimeFailure) and ";" not in str(error):  # the runtime says what, never what to do
+            return _fail(f"{error}; does it need operators, data or memory that are not here?", 2, error)
         if isinstance(error, GraphoptError):
             return _fail(str(error), int(error.exit_code), error)
         if isinstance(error, MemoryError):
