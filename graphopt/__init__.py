@@ -35,7 +35,17 @@ _API = (
     "Diff",
     "Bisection",
 )
-_ERRORS = ("GraphoptError", "InputError", "ModelError", "DataError", "GateFailed", "NothingDone", "RuntimeFailure")
+_ERRORS = (
+    "GraphoptError",
+    "InputError",
+    "ModelError",
+    "DataError",
+    "GateFailed",
+    "NothingDone",
+    "OverBudget",
+    "RuntimeFailure",
+)
+_OTHERS = {"limits": "graphopt.budgets"}
 
 if TYPE_CHECKING:
     from graphopt.api import Bisection as Bisection
@@ -58,12 +68,14 @@ if TYPE_CHECKING:
     from graphopt.api import run as run
     from graphopt.api import sensitivity as sensitivity
     from graphopt.api import tune as tune
+    from graphopt.budgets import limits as limits
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GateFailed as GateFailed
     from graphopt.errors import GraphoptError as GraphoptError
     from graphopt.errors import InputError as InputError
     from graphopt.errors import ModelError as ModelError
     from graphopt.errors import NothingDone as NothingDone
+    from graphopt.errors import OverBudget as OverBudget
     from graphopt.errors import RuntimeFailure as RuntimeFailure
 
 
@@ -74,8 +86,10 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("graphopt.api"), name)
     if name in _ERRORS:
         return getattr(importlib.import_module("graphopt.errors"), name)
+    if name in _OTHERS:
+        return getattr(importlib.import_module(_OTHERS[name]), name)
     raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_API, *_ERRORS])
+    return sorted([*globals(), *_API, *_ERRORS, *_OTHERS])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import InputError, did_you_mean
+from graphopt.sizes import parse_size as parse_size
 from graphopt.user_code import from_file, one_line
 
 if TYPE_CHECKING:
@@ -226,21 +227,3 @@ def parse_drop(text: str, reference: float) -> float:
         raise InputError(f"--max-drop '{text}' is no drop; write 1% (relative) or 0.01 (absolute)")
     value = float(match[1])
     return value / 100 * abs(reference) if match[2] else value
-
-
-def parse_size(text: str, reference: int) -> int:
-    """Bytes from ``25MB``, ``800kB``, ``1GiB``, or a ratio of ``reference`` such as ``0.3``.
-
-    Raises:
-        InputError: not a size.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:([kmg]i?)?(b?))\s*", str(text), re.IGNORECASE)
-    if match is None:
-        raise InputError(f"'{text}' is no size; write 25MB, 800kB, or a ratio such as 0.3")
-    value, unit = float(match[1]), (match[2] or "").lower()
-    if not unit and not match[3]:
-        if value > 1 and not value.is_integer():
-            raise InputError(f"'{text}' is no size: neither a ratio (0 to 1) nor a whole number of bytes")
-        return int(value * reference) if value <= 1 else int(value)
-    base = 1024 if unit.endswith("i") else 1000
-    return int(value * base ** " kmg".index(unit[:1] or " "))

@@ -19,10 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt import residue
+from graphopt import costing, residue
 from graphopt.errors import GraphoptError, InputError, ModelError
-from graphopt.external import ExternalFiles, adopt, all_graphs, check_inline, shown
+from graphopt.expansion import check_readable
+from graphopt.external import ExternalFiles, adopt, all_graphs, shown
+from graphopt.inline import check_inline
+from graphopt.opened import PROTO_LIMIT as PROTO_LIMIT
+from graphopt.opened import read_file
+from graphopt.opened import read_stdin as read_stdin
 from graphopt.residue import graphs as graphs
+from graphopt.schemas import check_nodes
 from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
@@ -31,9 +37,6 @@ if TYPE_CHECKING:
 
 ModelLike = Any
 """A path, ``bytes``, ``"-"`` (stdin), ``onnx.ModelProto``, ``onnx_ir.Model``, or what a registered loader takes."""
-
-PROTO_LIMIT = 2**31 - 1
-"""Bytes: protobuf cannot serialize a larger message, so larger models keep their weights in a data file."""
 
 _LARGE = 1024
 """Bytes from which a fingerprint takes a tensor's hash instead of the tensor."""
@@ -93,6 +96,7 @@ def load(source: ModelLike, *, external_roots: Sequence[str | Path] = ()) -> ir.
         proto.CopyFrom(source)  # what follows rewrites sparse tensors in place
         where = "the ModelProto given"
         _require_graph(proto, where)
+        check_readable(proto, where)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         proto, where = _parse(bytes(source), "the bytes given"), "the bytes given"
     elif isinstance(source, str) and source == "-":
@@ -104,6 +108,7 @@ def load(source: ModelLike, *, external_roots: Sequence[str | Path] = ()) -> ir.
         folder = Path.cwd() / path.parent  # where the name stands, links not followed
     else:
         proto, where = _loader(source)(source), f"the {type(source).__name__} given"
+        check_readable(proto, where)
     return _from_proto(proto, where, ExternalFiles(folder, roots))
 
 
@@ -140,25 +145,8 @@ def read_proto(source: str | Path) -> onnx.ModelProto:
         InputError, ModelError: as :func:`load`.
     """
     if str(source) == "-":
-        return _parse(sys.stdin.buffer.read(), "standard input")
-    return _parse(_read(Path(source)), shown(str(source)))
-
-
-def _read(path: Path) -> bytes:
-    where = shown(str(path))
-    try:
-        if path.stat().st_size > PROTO_LIMIT:
-            raise ModelError(
-                f"{where} is larger than 2 GB, more than one ONNX file can hold; export it with external data"
-            )
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"no such file: {where}; check the path") from None
-    except IsADirectoryError:
-        raise InputError(f"{where} is a folder; give the .onnx file in it") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {where}: {reason}; check the path and its permissions") from error
+        return _parse(read_stdin(), "standard input")
+    return _parse(read_file(Path(source)), shown(str(source)))
 
 
 _FORMATS: tuple[tuple[int, bytes, str], ...] = (
@@ -187,6 +175,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
             f"{where} is not an ONNX model (the protobuf does not parse: truncated, or another format); export it again"
         ) from None
     _require_graph(proto, where)
+    check_readable(proto, where)
     return proto
 
 
@@ -203,6 +192,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, external: ExternalFiles) -> 
 
     try:
         check_proto(proto, where)
+        check_nodes(proto, where)
         for tensor in (*residue.dense_tensors(proto), *residue.opaque_tensors(proto)):
             external.check(tensor)
             check_inline(tensor)
@@ -216,6 +206,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, external: ExternalFiles) -> 
         raise
     except Exception as error:  # onnx-ir raises whatever it met; the file is to blame, not the reader
         raise ModelError(f"{where} is not a valid ONNX model ({_innermost(error)}); export it again") from error
+    costing.started(model)
     model.meta[_TRAINING] = training
     model.meta[_EXTERNAL] = external.used
     return model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.judge import Verdict, judge
 from graphopt.ledger import RunResult
 from graphopt.manager import VERIFY, PassManager
-from graphopt.model import ModelLike, interface, load, to_proto
+from graphopt.model import ModelLike, interface, load, read_stdin, to_proto
 from graphopt.outcome import blank, hold, merge_notes, narrowed, something_done
 from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
@@ -176,7 +175,7 @@ def read_source(source: ModelLike, options: Options) -> tuple[ir.Model, ModelLik
     """The model, and what it was read from: standard input can be read only once, so it becomes bytes."""
     if str(source) != "-":
         return load(source, external_roots=options.external_roots), source
-    data = sys.stdin.buffer.read()
+    data = read_stdin()
     try:
         return load(data, external_roots=options.external_roots), data
     except ModelError as error:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import GraphoptError, RuntimeFailure
+from graphopt import watching
+from graphopt.costing import NOTHING, Estimate, check_runnable
+from graphopt.errors import GraphoptError, OverBudget, RuntimeFailure
 from graphopt.references import referring
 from graphopt.storage import INLINE_LIMIT, save
 from graphopt.traversal import ir_graphs
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 Feeds = Mapping[str, "NDArray[Any]"]
 Outputs = dict[str, "NDArray[Any]"]
+
+# From 1.32 on ONNX Runtime reports to its maker from Linux and macOS too, and keeps an identifier in the home folder,
+# unless this is set before it is loaded. Nobody who optimizes a model has asked for that; whoever did can set it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _OPTIMIZED = "optimized.onnx"
 
@@ -51,6 +57,7 @@ class Loadable:
     folder: Path | None
     convolutions: bool
     scratch: tempfile.TemporaryDirectory[str] | None = None
+    estimate: Estimate = NOTHING
 
 
 def loadable(
@@ -65,10 +72,12 @@ def loadable(
     Raises:
         ModelError: as :func:`graphopt.model.to_proto`.
         RuntimeFailure: it cannot be written.
+        OverBudget: it would take more than a model of its size may.
     """
     import onnx_ir as ir
 
     proto, folder = referring(model) if isinstance(model, ir.Model) else (model, None)
+    estimate = check_runnable(model, proto) if isinstance(model, ir.Model) else NOTHING
     if sizes:
         proto.graph.node.extend(sizes)
     if taps or not outputs:
@@ -76,13 +85,13 @@ def loadable(
     convolutions = any(node.op_type == "Conv" for node in proto.graph.node)
     try:
         if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
-            return Loadable(bytes(proto.SerializeToString()), folder, convolutions)
+            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, estimate=estimate)
         scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
         path = Path(scratch.name) / "model.onnx"
         save(ir.from_proto(proto), path, external=True)
     except Exception as error:  # protobuf and onnx-ir raise whatever they met
         raise _not_loaded(error) from error
-    return Loadable(str(path), folder, convolutions, scratch)
+    return Loadable(str(path), folder, convolutions, scratch, estimate)
 
 
 def _not_loaded(error: Exception) -> RuntimeFailure:
@@ -122,6 +131,7 @@ class Session:
         options = _session_options(optimize=optimize, threads=threads, sizes_first=bool(sizes))
         given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
         source, folder, self._scratch = given.source, given.folder, given.scratch
+        self._estimate = given.estimate
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
@@ -151,7 +161,10 @@ class Session:
         """
         wanted = list(names) if names is not None else self.output_names
         try:
-            values = self._session.run(wanted, {k: v for k, v in feeds.items() if k in self.input_names})
+            given = {k: v for k, v in feeds.items() if k in self.input_names}
+            values = watching.run(self._session, wanted, given, self._estimate, _run_options)
+        except OverBudget:
+            raise
         except Exception as error:
             raise RuntimeFailure(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
         return dict(zip(wanted, values, strict=True))
@@ -184,6 +197,14 @@ def _session_options(*, optimize: bool, threads: int | None, sizes_first: bool) 
     # A pool that spins between runs steals the core from whoever works on the outputs, or is timed next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _run_options() -> Any:
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = 4
     return options
 
 

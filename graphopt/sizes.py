@@ -1,63 +1,25 @@
-"""Concrete shapes of every value, at one or two sizes of a model's dynamic dims."""
+"""Sizes as people write them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import re
 
-import numpy as np
-
-from graphopt.cost import Shape, shapes
-from graphopt.errors import RuntimeFailure
-from graphopt.model import interface, to_proto
-from graphopt.session import Session
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-    Feed = Mapping[str, NDArray[Any]]
+from graphopt.errors import InputError
 
 
-def shapes_seen(model: ir.Model, feed: Feed, *, threads: int | None = None) -> dict[str, Shape]:
-    """Shapes by value name for ``feed``: as onnx infers them, and where that depends on data, as a run shows them.
+def parse_size(text: str, reference: int) -> int:
+    """Bytes from ``25MB``, ``800kB``, ``1GiB``, or a ratio of ``reference`` such as ``0.3``.
 
     Raises:
-        RuntimeFailure: the run was needed and failed.
+        InputError: not a size.
     """
-    import onnx
-
-    known = shapes(to_proto(model), {name: array.shape for name, array in feed.items()})
-    tensors = [v for node in model.graph for v in node.outputs if v.name and v.name not in known]
-    if not tensors:
-        return known
-    wanted = {f"graphopt.shape:{v.name}": v.name or "" for v in tensors}
-    looking = [onnx.helper.make_node("Shape", [name], [shape]) for shape, name in wanted.items()]
-    session = Session(model, optimize=False, threads=threads, taps=list(wanted), outputs=False, sizes=looking)
-    found = session.run(feed, list(wanted))
-    return known | {name: tuple(int(d) for d in found[shape]) for shape, name in wanted.items()}
-
-
-def two_sizes(model: ir.Model, feed: Feed, *, threads: int | None = None) -> list[dict[str, Shape]]:
-    """:func:`shapes_seen` for ``feed``, and where the model has dynamic dims also for one that is twice as long in
-    them; where the model does not run on that, for one twice as long in the first, and failing that for ``feed`` alone.
-
-    Raises:
-        RuntimeFailure: the model does not run on ``feed`` although that was needed.
-    """
-    found = [shapes_seen(model, feed, threads=threads)]
-    inputs, _ = interface(model)
-    dynamic = {
-        (spec.name, axis) for spec in inputs for axis, dim in enumerate(spec.shape or ()) if not isinstance(dim, int)
-    }
-    for doubled in (dynamic, {item for item in dynamic if item[1] == 0}):
-        if not doubled:
-            break
-        longer = dict(feed)
-        for name, axis in doubled & {(n, a) for n, array in feed.items() for a in range(array.ndim)}:
-            longer[name] = np.concatenate([longer[name]] * 2, axis)
-        try:
-            return [*found, shapes_seen(model, longer, threads=threads)]
-        except RuntimeFailure:
-            continue
-    return found
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:([kmg]i?)?(b?))\s*", str(text), re.IGNORECASE)
+    if match is None:
+        raise InputError(f"'{text}' is no size; write 25MB, 800kB, or a ratio such as 0.3")
+    value, unit = float(match[1]), (match[2] or "").lower()
+    if not unit and not match[3]:
+        if value > 1 and not value.is_integer():
+            raise InputError(f"'{text}' is no size: neither a ratio (0 to 1) nor a whole number of bytes")
+        return int(value * reference) if value <= 1 else int(value)
+    base = 1024 if unit.endswith("i") else 1000
+    return int(value * base ** " kmg".index(unit[:1] or " "))

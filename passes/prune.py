@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.channels import ONLY, Channels, find_channels
+from graphopt.concrete_shapes import two_sizes
 from graphopt.errors import PreconditionError, RuntimeFailure, did_you_mean
 from graphopt.graph import label
 from graphopt.model import clone, interface
@@ -19,7 +20,6 @@ from graphopt.passes._saliency import IMPORTANCES, by_loss, by_magnitude, layer_
 from graphopt.passes._shrink import Shrinker
 from graphopt.passes._units import Amount, Ledger, Path, choose
 from graphopt.session import Session
-from graphopt.sizes import two_sizes
 from graphopt.validation import runnable_feeds
 
 if TYPE_CHECKING:

@@ -9,12 +9,17 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
+from graphopt.budgets import current
+from graphopt.costing import check_runnable
 from graphopt.errors import ModelError, PreconditionError, RuntimeFailure
 from graphopt.graph import nodes
 from graphopt.model import graphs, interface, is_external, load, replace, to_proto, weight_bytes
 from graphopt.passes._weights import add_constant_node
 from graphopt.session import in_child
 from graphopt.traversal import ir_graphs
+
+_CHILD = 4 << 30
+"""Bytes of address space that an interpreter with onnxsim in it takes by itself, generously."""
 
 _INLINE_ONLY = 1 << 30
 """Bytes by which the file may grow for fewer nodes: longer names."""
@@ -51,8 +56,10 @@ class Simplify(Pass):
         if not context.allows(self.name, "(graph)"):
             return PassResult(skipped=[Skip("(graph)", "switched off after a failed verification")])
         original = to_proto(model)
+        check_runnable(model, original)  # it folds constants by running them
+        memory = _CHILD + 4 * current().allowed(weight_bytes(model))
         try:
-            answer = in_child(simplified, original.SerializeToString(), timeout=self.timeout)
+            answer = in_child(simplified, original.SerializeToString(), timeout=self.timeout, memory=memory)
         except RuntimeFailure as error:
             return PassResult(skipped=[Skip("(graph)", f"onnxsim failed: {error}")])
         proto = onnx.ModelProto.FromString(answer)

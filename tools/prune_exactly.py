@@ -16,11 +16,11 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.channels import Channels, find_channels
+from graphopt.concrete_shapes import two_sizes
 from graphopt.graph import attribute, constant_array, is_op
 from graphopt.model import clone, load, to_proto
 from graphopt.passes._shrink import Shrinker, put
 from graphopt.session import Session
-from graphopt.sizes import two_sizes
 
 
 @dataclass
