@@ -22,6 +22,7 @@ test: lint  ## everything; tests on real models run where `make models` has fetc
 	$(BIN)/python -m pytest
 
 hostile: $(VENV)/.installed  ## every kind of hostile file on every verb; `make test` runs each on two
+	GRAPHOPT_KILLS=100 $(BIN)/python -m pytest -q tests/test_storage.py -k kill
 	$(BIN)/python tests/hostile
 
 lint: $(VENV)/.installed

@@ -18,7 +18,6 @@ _NO_MODEL = {"passes", "targets", "demo", "view"}
 _MORE: dict[str, list[str]] = {
     "extract": ["--outputs", "y"],
     "sensitivity": ["--samples", "4"],
-    "bench": ["--seconds", "0.1"],
     "prune": ["--macs", "0.7"],
     "compress": ["--weights", "int8"],
     "finetune": ["--steps", "2"],
@@ -75,7 +74,7 @@ def command_line(verb: str, case: Case) -> Any:
         given = case.path() if data else "random:4"
         line += ["--data", given] if data or verb != "optimize" else []
     if "--time" in options:
-        line += ["--time", "0"]
+        line += ["--time", "0.1" if verb == "bench" else "0"]
     more = _MORE.get(verb, [])
     for option, value in zip(more[::2], more[1::2], strict=True):
         line += [option, value] if option in options else []
