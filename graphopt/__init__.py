@@ -17,6 +17,7 @@ _API = (
     "optimize",
     "quantize",
     "compress",
+    "unpack",
     "compare",
     "bench",
     "bisect",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run
     from graphopt.api import sensitivity as sensitivity
+    from graphopt.api import unpack as unpack
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GateFailed as GateFailed
     from graphopt.errors import GraphoptError as GraphoptError

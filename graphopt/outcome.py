@@ -25,6 +25,7 @@ def blank(about_input: dict[str, Any]) -> dict[str, Any]:
         **Verdict().as_dict(),
         "never_slower": None,
         "placement": None,
+        "package": None,
         "notes": [],
         "reproducer": None,
         "exit_code": 0,

@@ -23,7 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("spill",),
     ("graph", "storage", "references", "numbering", "common_inputs"),
     ("cost", "channels", "align", "tensors", "surgery", "session", "target", "linear"),
-    ("data", "difference", "weights", "propagation"),
+    ("package", "data", "difference", "weights", "propagation"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "gram", "extraction", "divergence", "workload"),
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),

@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "optimize": "simplify with exact passes, or run a recipe",
     "quantize": "make the weights and arithmetic int8",
     "compress": "store the weights in fewer bits",
+    "unpack": "take a package for transport apart",
     "sensitivity": "which layers hurt when they are quantized",
     "bench": "how fast models are here, and where the time goes",
     "compare": "numbers: does B still do what A does",
