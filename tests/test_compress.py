@@ -144,6 +144,20 @@ def test_the_callers_model_is_not_touched() -> None:
     assert proto.SerializeToString() == before
 
 
+def test_data_makes_outputs_closer_where_the_weights_are_not() -> None:
+    options: dict[str, Any] = {"weights": "uint4", "eval_data": EVALUATION, "time": 0, "verify": "off"}
+    calibration = DEMO / "calibration.npz"
+    plain, data = (
+        graphopt.compress(DIGITS, data=calibration, rounding=rounding, **options).report
+        for rounding in ("fitted", "auto")
+    )
+    entries = [report["ledger"][-1]["metrics"] for report in (plain, data)]
+    assert entries[0]["weights_rounded_for_output"] == 0 < entries[1]["weights_rounded_for_output"]
+    assert entries[0]["weight_sqnr_db"] > entries[1]["weight_sqnr_db"]
+    closeness = [report["comparison"]["outputs"][0]["sqnr_db"] for report in (plain, data)]
+    assert closeness[1] > closeness[0] + 2
+
+
 # Weights larger than memory
 
 
