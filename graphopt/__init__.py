@@ -18,6 +18,7 @@ _API = (
     "quantize",
     "compress",
     "prune",
+    "unpack",
     "compare",
     "bench",
     "bisect",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from graphopt.api import run as run
     from graphopt.api import sensitivity as sensitivity
     from graphopt.api import tune as tune
+    from graphopt.api import unpack as unpack
     from graphopt.budgets import limits as limits
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GateFailed as GateFailed

@@ -13,7 +13,7 @@ from graphopt.base import Context, Skip
 from graphopt.benchmark import bench
 from graphopt.bisection import Bisection, bisect
 from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
-from graphopt.compression import compress
+from graphopt.compression import compress, unpack
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
@@ -371,4 +371,5 @@ __all__ = [
     "run",
     "sensitivity",
     "tune",
+    "unpack",
 ]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.base import Pass
+from graphopt.base import Pass, Progress
 from graphopt.errors import InputError, NothingDone
 from graphopt.gates import parse_size
 from graphopt.graph import opset
 from graphopt.judge import size_verdict
 from graphopt.manager import PassManager
-from graphopt.model import ModelLike, weight_bytes
+from graphopt.model import ModelLike, is_external, weight_bytes
 from graphopt.outcome import blank, hold, something_done, with_report
+from graphopt.package import check_zstandard, pack
+from graphopt.package import unpack as take_apart
 from graphopt.pipeline import Options, Result, check_gates, make, make_context, merge_options, read_source
 from graphopt.registry import create
-from graphopt.report.document import about, versions
+from graphopt.report.document import SCHEMA_VERSION, about, file_sha256, versions
 from graphopt.report.units import size as in_words
+from graphopt.storage import save
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,6 +43,7 @@ def compress(
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     memory: str | int | None = None,
+    package: bool = False,
     **options: Any,
 ) -> Result:
     """Store weights in fewer bits; activations and sums stay in float. No data is needed.
@@ -46,13 +51,15 @@ def compress(
     Args:
         model: anything :func:`graphopt.model.load` takes; never mutated.
         weights: ``fp16``, ``bf16``, ``int8`` (a scale per channel), ``int8-block``, ``int4``, ``uint4`` (a scale per
-            block), ``palette8`` or ``palette4`` (the 256 or 16 values that fit the weights best).
+            block), ``palette8`` or ``palette4`` (the 256 or 16 values that fit the weights best); ``keep`` with
+            ``package``: as they are.
         block: weights that share a scale, of the formats in blocks: 16, 32, 64, 128 or 256.
         rounding: ``nearest``, ``fitted``, ``data`` or ``auto``.
         exclude: names, globs, ``re:`` expressions or operator types of nodes whose weights stay as they are.
         include: the only ones whose weights are compressed, likewise.
         memory: weights above which the models are not run to be compared (``"4GB"``; default a quarter of the
             machine's memory): then they are read, compressed and written tensor by tensor.
+        package: :meth:`Result.save` writes a package for transport, which :func:`unpack` takes apart again.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
     Raises:
@@ -60,23 +67,104 @@ def compress(
         NothingDone: no weight could be stored in fewer bytes; the message says why.
         GateFailed: a gate was not met.
     """
+    if package:
+        check_zstandard()
+    if weights == "keep":
+        return _kept(model, package, options)
     settings = _settings(weights, block, rounding, exclude, include)
     merged = merge_options(options, None)
     check_gates(merged)
     limit = memory_limit(memory)
-    merged.settings = {**settings, "memory": memory}
+    merged.settings = {**settings, "memory": memory, "package": package}
     if rounding == "data" and merged.data is None:
         raise InputError("--rounding data rounds to what layers read, and there is none; give --data, or leave it out")
     loaded, source = read_source(model, merged)
     step = create("compress-weights", settings)
     if weight_bytes(loaded) > limit:
-        return _streamed(loaded, source, step, merged, limit)
+        return _packaged(_streamed(loaded, source, step, merged, limit), package, merged)
     before = prepared(loaded, step)
     must = [step.name, *(p.name for p in before if p.name == "upgrade-opset")]
     result = make(loaded, [*before, step], merged, verb="compress", named=source, must=must)
     result.report["notes"][:0] = _told(result.report)
     _smaller(result.report)
-    return result
+    return _packaged(result, package, merged)
+
+
+class Packaged(Result):
+    """A result that is saved as a package."""
+
+    progress: Progress | None = None
+    file: Path | None = None
+    """The very file to be packed, where the model is one and was not changed."""
+
+    def save(self, path: str | Path, *, external: bool | None = None) -> list[Path]:
+        """Write the package atomically, and enter the file, and ``package``, in the report."""
+        target = Path(os.path.realpath(path))
+        with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=target.parent) as folder:
+            files = (
+                [self.file]
+                if self.file
+                else save(self.ir_model, Path(folder) / f"{target.name}.onnx", external=external)
+            )
+            self.report["package"] = found = pack(files, target, _megabytes(self.progress, "packing (MB)"))
+        sizes = f"{in_words(found['bytes'])} -> {in_words(found['packed_bytes'])}"
+        self.report["notes"].append(
+            f"packed for transport: {sizes}; the bytes' entropy is {in_words(found['shannon_bytes'])}"
+        )
+        output = self.report["output"]
+        output.update(path=str(path), bytes=target.stat().st_size, sha256=file_sha256(target))
+        return [target]
+
+
+def _packaged(result: Result, package: bool, options: Options) -> Result:
+    if not package:
+        return result
+    found = Packaged(result.ir_model, result.report, result.original)
+    found.progress = options.progress
+    return found
+
+
+def _kept(model: ModelLike, package: bool, options: dict[str, Any]) -> Result:
+    """The model as it is, to be packaged."""
+    merged = merge_options(options, None)
+    if not package:
+        raise InputError("--weights keep changes nothing, which only a package is for; give --package, or a format")
+    if merged.gates.asked() or merged.data is not None or merged.eval_data is not None:
+        raise InputError("--weights keep changes nothing that could be judged; leave out the data and the gates")
+    merged.settings = {"weights": "keep", "package": True}
+    loaded, source = read_source(model, merged)
+    report = {**versions("compress", vars(merged)), **blank(about(loaded, source)), "output": about(loaded, None)}
+    found = Packaged(loaded, report, loaded)
+    found.progress = merged.progress
+    if isinstance(source, (str, os.PathLike)) and not is_external(loaded):
+        found.file = Path(source)
+    return found
+
+
+def unpack(package: str | Path, output: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the model that a package holds to ``output``, its data file beside it, bit by bit as it was packed.
+
+    Raises:
+        InputError: zstandard is not installed, or it cannot be written.
+        ModelError: it is no package, or a damaged one; nothing was written.
+    """
+    target = Path(os.path.realpath(output))
+    found = take_apart(Path(package), target, _megabytes(progress, "unpacking (MB)"))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verb": "unpack",
+        "input": str(package),
+        "output": str(output),
+        **found,
+    }
+
+
+def _megabytes(progress: Progress | None, what: str) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done // 1_000_000, max(total // 1_000_000, 1), what)
+
+    return told
 
 
 def _settings(
@@ -139,7 +227,7 @@ def _streamed(model: ir.Model, source: ModelLike, step: Pass, options: Options, 
     something_done(result, pipeline, [step.name], report)
     report["output"] = about(result.model, None)
     sizes = report["input"]["bytes"], report["output"]["bytes"]
-    verdict = size_verdict(replace(options.gates), sizes)
+    verdict = size_verdict(options.gates, sizes)
     report.update(verdict.as_dict())
     loss = result.ledger[-1].metrics["weight_sqnr_db"]
     told = "exactly" if loss is None else f"to {loss:.1f} dB"

@@ -27,6 +27,7 @@ def blank(about_input: dict[str, Any]) -> dict[str, Any]:
         "never_slower": None,
         "placement": None,
         "tuning": None,
+        "package": None,
         "notes": [],
         "reproducer": None,
         "exit_code": 0,

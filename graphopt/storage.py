@@ -72,7 +72,7 @@ def _commit(model: ir.Model, target: Path, where: str, before: set[Path], *, ext
         if external:
             model, data, existed = _write_data(model, target)
         content = to_bytes(model)
-        with _replacing(target) as stream:
+        with replacing(target) as stream:
             stream.write(content)
     except BaseException as error:
         if data is not None and not existed:
@@ -117,14 +117,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         InputError: it cannot be written there.
     """
     try:
-        with _replacing(Path(os.path.realpath(path))) as stream:
+        with replacing(Path(os.path.realpath(path))) as stream:
             stream.write(data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
+def replacing(target: Path) -> Iterator[IO[bytes]]:
     """A temporary file beside ``target`` that takes its place once it is complete and on disk."""
     with _temporary(target.parent) as (temporary, stream):
         yield stream

@@ -114,6 +114,8 @@ class Encoded:
     book: ir.TensorProtocol | None = None
     error: float = 0.0
     signal: float = 0.0
+    refined: bool = False
+    """Whether it was rounded to what layers read."""
 
     @property
     def sqnr(self) -> float:

@@ -110,6 +110,8 @@ def _weight(graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol) -> tupl
     if value.is_graph_output():
         return None, "it is an output of its graph"
     rank = len(tensor.shape)
+    if rank > 1 and tensor.shape[-1] == 1 and any(is_op(node, "Gather") for node, _ in value.uses()):
+        return None, "it is a scale for each row"
     uses: list[Use] = []
     roles: list[str] = []
     others: list[str] = []

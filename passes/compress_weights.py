@@ -11,7 +11,10 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError, did_you_mean
+from graphopt.gram import Seen
 from graphopt.graph import attribute, opset, value_names
+from graphopt.linear import Form, form_of
+from graphopt.passes._block_rounding import fits, rounded_for_outputs
 from graphopt.passes._decodable import undecodable
 from graphopt.passes._decode import Decoder
 from graphopt.passes._encode import Encoded, Encoder, Layout, Unfit, fitting_block
@@ -90,7 +93,7 @@ class CompressWeights(Pass):
         weights, skipped = find_weights(model, self.exclude, self.include)
         result = PassResult(skipped=gone + skipped)
         chosen = self._chosen(model, weights, result, context)
-        stored, spills = self._encoded(chosen, result, context)
+        stored, spills = self._encoded(model, chosen, result, context)
         decoder = Decoder(model, value_names(model), opset(model))
         for weight, encoded in stored:
             result.changes.append(_change(weight, encoded))
@@ -131,8 +134,22 @@ class CompressWeights(Pass):
             chosen.append((weight, layout))
         return chosen
 
+    def _seen(self, model: ir.Model, chosen: list[tuple[Weight, Layout]], context: Context) -> dict[int, list[Seen]]:
+        """What the layers that read each weight (by its id) read besides, where all of them can tell."""
+        if self.rounding not in ("auto", "data") or context.data is None or context.layer_inputs is None:
+            return {}
+        forms: dict[int, list[Form]] = {}
+        for weight, layout in chosen:
+            if layout.form.whole or layout.form.palette or (layout.form.bits == 8 and self.rounding == "auto"):
+                continue
+            found = [form_of(use.node) for use in weight.uses if use.via is None]
+            if len(found) == len(weight.uses) and all(f is not None and fits(f, layout) for f in found):
+                forms[id(weight)] = [f for f in found if f is not None]
+        seen = context.layer_inputs(model, list(dict.fromkeys(f for some in forms.values() for f in some)))
+        return {key: [seen[f] for f in some] for key, some in forms.items() if all(f in seen for f in some)}
+
     def _encoded(
-        self, chosen: list[tuple[Weight, Layout]], result: PassResult, context: Context
+        self, model: ir.Model, chosen: list[tuple[Weight, Layout]], result: PassResult, context: Context
     ) -> tuple[list[tuple[Weight, Encoded]], list[Spill]]:
         total = sum(weight.tensor.nbytes * (2 if layout.form.palette else 1) for weight, layout in chosen)
         done = 0
@@ -149,21 +166,24 @@ class CompressWeights(Pass):
             return spills[0]
 
         encoder = Encoder(spill, told, context.threads)
+        seen = self._seen(model, chosen, context)
         stored: list[tuple[Weight, Encoded]] = []
         for weight, layout in chosen:
             try:
-                stored.append((weight, self._one(encoder, weight, layout)))
+                stored.append((weight, self._one(encoder, weight, layout, seen.get(id(weight), []))))
             except Unfit as error:
                 result.skipped.append(Skip(weight.value.name or "(unnamed)", str(error)))
         return stored, spills
 
-    def _one(self, encoder: Encoder, weight: Weight, layout: Layout) -> Encoded:
+    def _one(self, encoder: Encoder, weight: Weight, layout: Layout, seen: list[Seen]) -> Encoded:
         fitted = self.rounding != "nearest" and layout.form.bits == 4
-        found = encoder.encode(weight.tensor, layout, fitted=fitted)
+        given = rounded_for_outputs(weight.tensor, layout, seen) if seen else None
+        found = encoder.encode(weight.tensor, layout, fitted=fitted, given=given)
+        found.refined = given is not None
         if layout.half and found.scale is not None:
             scale = found.scale.numpy()
             if not np.isfinite(scale).all() or ((scale < _LEAST_HALF) & (scale > 0)).any():
-                found = encoder.encode(weight.tensor, replace(layout, half=False), fitted=fitted)
+                return self._one(encoder, weight, replace(layout, half=False), seen)
         return found
 
 
@@ -243,6 +263,7 @@ def _metrics(stored: list[tuple[Weight, Encoded]]) -> dict[str, Any]:
     error, signal = (sum(getattr(e, key) for _, e in stored) for key in ("error", "signal"))
     return {
         "weights_compressed": len(stored),
+        "weights_rounded_for_output": sum(encoded.refined for _, encoded in stored),
         "bytes_before": sum(weight.tensor.nbytes for weight, _ in stored),
         "bytes_after": sum(_bytes(encoded) for _, encoded in stored),
         "formats": formats,

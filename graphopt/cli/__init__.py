@@ -20,6 +20,8 @@ VERBS: dict[str, str] = {
     "optimize": "simplify with exact passes, or run a recipe",
     "quantize": "make the weights and arithmetic int8",
     "compress": "store the weights in fewer bits",
+    "compress": "store the weights in fewer bits",
+    "unpack": "take a package for transport apart",
     "prune": "remove channels, heads and hidden units",
     "finetune": "train it until it does again what the original does",
     "tune": "search for the best mixture of passes on this machine",

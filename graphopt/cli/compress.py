@@ -9,12 +9,13 @@ import click
 
 from graphopt.cli import _complete, _options
 
-FORMATS = ("fp16", "bf16", "int8", "int8-block", "int4", "uint4", "palette8", "palette4")
+FORMATS = ("keep", "fp16", "bf16", "int8", "int8-block", "int4", "uint4", "palette8", "palette4")
 
 
 @click.command(
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt compress model.onnx -o small.onnx --weights int8\n"
+    "  graphopt compress model.onnx -o model.gopt --weights keep --package\n"
     "  graphopt compress llm.onnx -o llm4.onnx --weights uint4 --block 32",
 )
 @click.argument("model", metavar="IN", shell_complete=_complete.models)
@@ -51,6 +52,11 @@ FORMATS = ("fp16", "bf16", "int8", "int8-block", "int4", "uint4", "palette8", "p
     metavar="SIZE",
     help="Above this many bytes of weights nothing is run: they are compressed one by one (default 1/4 of the RAM).",
 )
+@click.option(
+    "--package",
+    is_flag=True,
+    help="OUT is a package for transport (zstd) that graphopt unpack takes apart; --weights keep: of IN as it is.",
+)
 @_options.data
 @_options.images
 @_options.gates
@@ -67,7 +73,11 @@ def command(model: str, destination: str | None, output: str | None, block: str,
     from graphopt import api
     from graphopt.cli._finish import make
     from graphopt.cli.optimize import where
+    from graphopt.errors import InputError
 
     shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
     options = _options.api_options(values)
-    make(partial(api.compress, model, block=int(block), **options), where(output, destination), **shown)
+    target = where(output, destination)
+    if values.get("package") and target == "-":
+        raise InputError("a package is a file; name one with -o")
+    make(partial(api.compress, model, block=int(block), **options), target, **shown)

@@ -162,6 +162,8 @@ def _compressed(m: dict[str, Any]) -> Text:
     line.append(f"{size(m['bytes_before'])} -> {size(m['bytes_after'])}")
     how = ", ".join(f"{count} {form}" for form, count in sorted(m["formats"].items()))
     loss = "exact" if m["weight_sqnr_db"] is None else f"weights to {m['weight_sqnr_db']:.1f} dB"
+    if m["weights_rounded_for_output"]:
+        loss += f", {m['weights_rounded_for_output']} rounded to what layers read"
     return line.append(f" ({how}; {loss})", style="dim")
 
 
