@@ -12,7 +12,8 @@ from graphopt.cli import _complete, _options
 
 @click.command(
     cls=_options.Command,
-    epilog="\b\nExample:\n  graphopt finetune student.onnx -o better.onnx --teacher model.onnx --data calib.npz",
+    epilog="\b\nExample:\n  graphopt finetune student.onnx -o better.onnx --teacher model.onnx \\\n"
+    "      --data calib.npz",
 )
 @click.argument("model", metavar="STUDENT", shell_complete=_complete.models)
 @click.argument("destination", metavar="[OUT]", shell_complete=_complete.models, required=False)

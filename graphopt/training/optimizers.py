@@ -53,17 +53,17 @@ class Optimizer:
         """Move every variable that has a gradient."""
         self.count += 1
         for variable in self.variables:
-            g = gradients.get(variable.name)
-            if g is None:
+            if variable.name not in gradients:
                 continue
-            if variable.positive:
-                g = g * variable.value
+            g = np.asarray(gradients[variable.name])
+            if variable.positive:  # of its logarithm; numpy makes a number of a product without axes
+                g = np.asarray(g * variable.value)
             move = rate * self.sizes[variable.name] * self._direction(variable.name, g)
             if variable.positive:
                 grown = np.minimum(variable.value * np.exp(-move), variable.ceiling)
-                variable.value = np.maximum(grown, np.finfo(np.float32).tiny).astype(np.float32)
+                variable.value = np.asarray(np.maximum(grown, np.finfo(np.float32).tiny), np.float32)
             else:
-                variable.value = (variable.value - move).astype(np.float32)
+                variable.value = np.asarray(variable.value - move, np.float32)
 
     def _direction(self, name: str, g: NDArray[Any]) -> NDArray[Any]:
         if self.kind == "sgd":
