@@ -137,15 +137,16 @@ def sensitivity(
     damages = []
     for index, (name, op_type) in enumerate(found):
         session = Session(_quantized_only(model, step, once, name), threads=context.threads)
-        damage, sqnr = _damage(session, judged, expected)
+        damage, sqnr = damage_of(session, judged, expected)
         damages.append(LayerDamage(name, op_type, damage, sqnr))
         context.progress(index + 1, len(found), "quantizing one layer at a time")
     return sorted(damages, key=lambda d: (-d.damage, d.layer))
 
 
-def _damage(
-    session: Session, judged: Sequence[dict[str, NDArray[Any]]], expected: Sequence[dict[str, NDArray[Any]]]
+def damage_of(
+    session: Session, judged: Sequence[Mapping[str, NDArray[Any]]], expected: Sequence[dict[str, NDArray[Any]]]
 ) -> tuple[float, float]:
+    """Noise energy over signal energy of a model's outputs, summed over outputs, and the worst output's SQNR in dB."""
     differences = {name: OutputDifference(name) for name in session.output_names}
     for feed, wanted in zip(judged, expected, strict=True):
         for name, value in session.run(feed).items():
