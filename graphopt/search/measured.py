@@ -104,7 +104,7 @@ class Search:
         """Search; with a cost table that exists already nothing is measured, so that it decides alone."""
         started = time.perf_counter()
         given = self.table is not None and self.table.exists()
-        pricing = self._pricing(given=given)
+        pricing = self.pricing(given=given)
         found = self._decided(pricing) if given else self._search(pricing)
         if not given:
             keep(pricing.table)
@@ -119,7 +119,7 @@ class Search:
     def mixtures(self, damages: Mapping[str, float]) -> list[frozenset[str]]:
         """Regions to leave in float, as the cut says for ``damages`` that weigh nothing up to everything; none of them
         timed as a whole."""
-        pricing = self._pricing(given=False)
+        pricing = self.pricing(given=False)
         candidates = self._cuts(pricing)
         candidates += self._cautious(candidates, pricing)
         keep(pricing.table)
@@ -127,7 +127,7 @@ class Search:
         layers = {unit.name for unit in self.units if unit.layer}
         return [floats for floats in found if floats and not floats >= layers]
 
-    def _pricing(self, *, given: bool) -> Pricing:
+    def pricing(self, *, given: bool) -> Pricing:
         """The regions of the model, and their prices as far as they are known."""
         target = get_target(self.context.target)
         placement = place(self.exact, target, exclude=self.step.exclude, include=self.step.include)
