@@ -99,6 +99,7 @@ def quantize(
     allow_slower: bool = False,
     placement: str = "auto",
     cost_table: str | Path | None = None,
+    objective: str = "latency",
     **options: Any,
 ) -> Result:
     """Simplify, then quantize: ``static`` (QDQ from calibration ``data``) or ``dynamic`` (no data needed).
@@ -115,6 +116,8 @@ def quantize(
         placement: what runs in integers: as the target's ``rules`` say, as ``measured`` here, or ``auto``: by the
             rules, and measured where that comes out slower than ``model``.
         cost_table: a file for ``measured``: read where it exists, and then it decides; else written.
+        objective: what mixtures of integers and float are chosen for, of those that are not slower than ``model`` (or
+            reach ``min_speedup``): ``latency``, ``size``, or ``accuracy``, which measures them in any case.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
     Raises:
@@ -130,7 +133,7 @@ def quantize(
             "--data folder/, or --data loader.py:function; or spell out --data random; or use --mode dynamic"
         )
     check_gates(merged)
-    promise = Promise(allow_slower, placement, cost_table)
+    promise = Promise(allow_slower, placement, cost_table, objective)
     promise.check(mode, merged.target, merged.time)
     merged.settings = {"mode": mode, **settings, **vars(promise)}
     loaded, source = read_source(model, merged)

@@ -110,9 +110,9 @@ class Trials:
             if count == 1:
                 model = PassManager(self._exact(config), verify=self.verify).run(self.original, self.context).model
             else:
-                start, context = self._heads["; ".join(names[: count - 1])]
-                done = PassManager([before[count - 2]], verify="off").run(start, context)
-                model = done.model
+                start, _ = self._heads["; ".join(names[: count - 1])]
+                # Its own sweeps: a pass that looks again at what it has changed must not be told of before.
+                model = PassManager([before[count - 2]], verify="off").run(start, self.context).model
             own = replace(self.context)  # what is seen of each head is remembered beside the others
             attach(own)
             self._heads[name] = model, own

@@ -270,8 +270,9 @@ def test_what_only_pays_for_conversions_stays_in_float(mixture: list[str]) -> No
     assert names[0] == "rules"
     assert found["chosen"] in names
     assert found["all_float"]["low"] <= found["all_float"]["median"] <= found["all_float"]["high"]
-    best = min(found["candidates"], key=lambda c: c["ratio"]["median"])
-    assert best["name"] == found["chosen"], "what is measured best is kept"
+    fastest = min((c["ratio"] for c in found["candidates"]), key=lambda ratio: ratio["median"])
+    chosen = next(c for c in found["candidates"] if c["name"] == found["chosen"])
+    assert chosen["ratio"]["low"] <= fastest["high"], "what is measured best is kept, or what cannot be told from it"
     if "cut 1" in names:  # it is only built where the heavy one is worth its integers
         assert found["left_in_float"] == ["light"] or found["chosen"] == "rules"
 

@@ -49,7 +49,10 @@ def test_every_command_runs(command: str, workplace: Path, capsys: pytest.Captur
     if "--min-speedup" in arguments:  # whether int8 is faster depends on who else uses this machine
         at = arguments.index("--min-speedup")
         del arguments[at : at + 2]
-    if arguments[0] == "quantize" and "--dry-run" not in arguments:
+    if arguments[0] == "tune":
+        pytest.importorskip("optuna", reason="tune's extra: pip install 'graphopt[tune]'")
+        arguments[arguments.index("--time") + 1] = "2s"
+    if arguments[0] in ("quantize", "tune") and "--dry-run" not in arguments:
         arguments.append("--allow-slower")
     code = run(arguments)
     captured = capsys.readouterr()

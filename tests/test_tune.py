@@ -256,6 +256,28 @@ def test_it_stops_when_the_time_is_over_and_goes_on_when_asked(
     assert any("nothing to resume" in note for note in other.report["notes"])
 
 
+def test_what_was_interrupted_is_gone_on_with(
+    place: Path, made_up: list[Config], monkeypatch: pytest.MonkeyPatch, untouched: Watch
+) -> None:
+    real = Trials.measure
+
+    def measure(self: Trials, config: Config, original: Candidate) -> Candidate:
+        if len(made_up) == 3:
+            raise KeyboardInterrupt
+        return real(self, config, original)
+
+    monkeypatch.setattr(Trials, "measure", measure)
+    with untouched(place):
+        ran = run_cli(*TUNE, "--time", "20s")
+    assert ran.code == 130
+    assert "nothing was written" in ran.err
+    monkeypatch.setattr(Trials, "measure", real)
+    ran = run_cli(*TUNE, "--time", "20s", "--resume")
+    assert ran.code == 0, ran.err
+    assert ran.json["tuning"]["resumed"] == 3
+    assert len({key(c) for c in made_up}) == len(made_up)
+
+
 def test_a_broken_memory_is_none(place: Path, made_up: list[Config], cache_folder: Path) -> None:
     options: dict[str, Any] = {"data": "d.npz", "min_sqnr": 20, "time": 0.001, "allow_slower": True}
     graphopt.tune("m.onnx", **options)

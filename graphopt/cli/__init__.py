@@ -20,7 +20,6 @@ VERBS: dict[str, str] = {
     "optimize": "simplify with exact passes, or run a recipe",
     "quantize": "make the weights and arithmetic int8",
     "compress": "store the weights in fewer bits",
-    "compress": "store the weights in fewer bits",
     "unpack": "take a package for transport apart",
     "prune": "remove channels, heads and hidden units",
     "finetune": "train it until it does again what the original does",

@@ -21,6 +21,7 @@ from graphopt.cli import _complete, _options
     help="Folder for the result.",
 )
 @_options.plain
+@_options.lock
 @_options.report
 def command(output: str, as_json: bool, verbose: bool) -> None:
     """The main job on a model and data that come with graphopt.

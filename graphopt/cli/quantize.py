@@ -58,6 +58,13 @@ from graphopt.cli import _complete, _options
     "--cost-table", metavar="T.json", help="Of --placement measured: read if there, and it decides; else written."
 )
 @click.option(
+    "--objective",
+    type=_options.Choice(["latency", "size", "accuracy"]),
+    default="latency",
+    show_default=True,
+    help="What measured mixtures are chosen for, of those that are fast enough.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Print what would be quantized and why the rest would not; write nothing."
 )
 @_options.data
@@ -93,7 +100,7 @@ def command(
         options["exclude"] = [*options.get("exclude", ()), *excluded_layers(exclude_from)]
     if dry_run:
         refuse_page("--dry-run makes no report; leave --report out")
-        for key in ("allow_slower", "placement", "cost_table"):  # a plan measures nothing
+        for key in ("allow_slower", "placement", "cost_table", "objective"):  # a plan measures nothing
             options.pop(key, None)
         _plan(model, options, shown)
         return

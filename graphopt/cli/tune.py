@@ -14,7 +14,7 @@ from graphopt.cli import _complete, _options
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt tune model.onnx -o best.onnx --data calib.npz \\\n"
     "    --eval-data test.npz --metric accuracy --max-drop 1% --time 10m\n"
-    "  graphopt tune model.onnx -o best.onnx --data calib.npz --min-sqnr 30 --resume",
+    "  graphopt tune model.onnx -o best.onnx --data calib.npz --min-sqnr 30 \\\n    --resume",
 )
 @click.argument("model", metavar="IN", shell_complete=_complete.models)
 @click.argument("destination", metavar="[OUT]", shell_complete=_complete.models, required=False)
@@ -34,7 +34,7 @@ from graphopt.cli import _complete, _options
 )
 @click.option(
     "--time",
-    metavar="T",
+    metavar="LIMIT",
     default="10m",
     show_default=True,
     help="How long to search: 90s, 10m, 1h (a try is not cut off).",

@@ -43,7 +43,7 @@ _RANK = 0.25
 @dataclass
 class CostTable:
     """``entries``: signature to nanoseconds. ``wholes``: by model, the placements that were timed as a whole: the units
-    left ``float`` and candidate time over original time."""
+    left ``float`` and candidate time over original time, its ``ratio`` and the ends of the 90 % interval."""
 
     machine: dict[str, Any]
     entries: dict[str, int] = field(default_factory=dict)
@@ -85,7 +85,11 @@ def read_table(path: Path) -> CostTable:
             raise ValueError(f"version {found['version']}")
         entries = {str(key): int(value) for key, value in found["entries"].items()}
         wholes = {
-            str(key): [{"float": sorted(map(str, one["float"])), "ratio": float(one["ratio"])} for one in tries]
+            str(key): [
+                {"float": sorted(map(str, one["float"])), "ratio": float(one["ratio"])}
+                | {end: float(one[end]) for end in ("low", "high") if end in one}
+                for one in tries
+            ]
             for key, tries in found["wholes"].items()
         }
         return CostTable(dict(found["machine"]), entries, wholes)

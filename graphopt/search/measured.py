@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.base import Context, PassResult, Skip
+from graphopt.base import Context, Skip
 from graphopt.cost import shapes
 from graphopt.errors import RuntimeFailure
 from graphopt.graph import label
-from graphopt.model import clone, fingerprint, to_proto
+from graphopt.model import clone, fingerprint, to_proto, weight_bytes
 from graphopt.passes._placement import place
 from graphopt.search.budget import first_that, quantize_without
 from graphopt.search.costs import CostTable, Pricing, cached, keep, read_table, this_machine
 from graphopt.search.placement import Unit, cut, hull, units
+from graphopt.search.racing import Candidate, best, clearly, flips, race
+from graphopt.search.sensitivity import damage_of, sensitivity
 from graphopt.session import Session
 from graphopt.target import get_target
-from graphopt.timing import time_models
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,27 +31,19 @@ if TYPE_CHECKING:
 
 _ROUNDS = 3
 _PROFILE_SECONDS = 0.5
+_CLOSER = 6
+"""Mixtures from the hull that are built where accuracy is the objective."""
+_FLIPS = 4
+"""Regions that are tried on the other side at a time."""
+_FLIP_TIME = 4.0
+"""Times the time for timing, after which no further flips are tried."""
 _MARGIN = 0.1
 """What a region has to gain for the cautious cut, of its time in float."""
 
 RULES = "rules"
 
-
-@dataclass
-class Candidate:
-    """A mixture: ``floats`` are the units it leaves in float; ``ratio`` is its time over the original's (median, 90 %
-    interval); ``holds``: whether it keeps to the budget (None: there is none, or it was not asked)."""
-
-    name: str
-    floats: frozenset[str]
-    model: ir.Model
-    result: PassResult | None
-    ratio: tuple[float, float, float] | None = None
-    holds: bool | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        ratio = None if self.ratio is None else dict(zip(("median", "low", "high"), self.ratio, strict=True))
-        return {"name": self.name, "in_float": len(self.floats), "ratio": ratio, "holds": self.holds}
+WAYS = {"latency": "faster", "size": "smaller and not slower", "accuracy": "closer to the original and not slower"}
+"""What a mixture is for, in words."""
 
 
 @dataclass
@@ -66,12 +59,14 @@ class Measured:
     regions: int
     source: str = ""
     seconds: float = 0.0
+    objective: str = "latency"
 
     def as_dict(self) -> dict[str, Any]:
         """As the report has it."""
         simplified = self.all_float
         return {
             "chosen": self.chosen.name,
+            "objective": self.objective,
             "regions": self.regions,
             "cheapest_in_float": len(self.cheapest),
             "left_in_float": sorted(self.chosen.floats),
@@ -87,7 +82,8 @@ class Search:
     """What a search for the fastest mixture needs to know.
 
     ``rules``: the quantized model that the rules (and the budget) made. ``holds``: whether a quantized model keeps
-    to the budget; None: there is none. ``feeds``: what is run.
+    to the budget; None: there is none. ``feeds``: what is run. ``objective`` and ``min_speedup``: as
+    :func:`graphopt.search.racing.best` takes them.
     """
 
     original: ir.Model
@@ -99,19 +95,22 @@ class Search:
     holds: Limit | None = None
     time: float = 2.0
     table: Path | None = None
+    objective: str = "latency"
+    min_speedup: float | None = None
     units: list[Unit] = field(default_factory=list)
 
     def run(self) -> Measured:
         """Search; with a cost table that exists already nothing is measured, so that it decides alone."""
         started = time.perf_counter()
         given = self.table is not None and self.table.exists()
-        pricing = self._pricing(given=given)
+        pricing = self.pricing(given=given)
         found = self._decided(pricing) if given else self._search(pricing)
         if not given:
             keep(pricing.table)
             found.table = pricing.own()
             if self.table is not None:
                 found.table.write(self.table)
+        found.objective = self.objective
         found.source = str(self.table) if given else "measured"
         found.seconds = time.perf_counter() - started
         return found
@@ -119,7 +118,7 @@ class Search:
     def mixtures(self, damages: Mapping[str, float]) -> list[frozenset[str]]:
         """Regions to leave in float, as the cut says for ``damages`` that weigh nothing up to everything; none of them
         timed as a whole."""
-        pricing = self._pricing(given=False)
+        pricing = self.pricing(given=False)
         candidates = self._cuts(pricing)
         candidates += self._cautious(candidates, pricing)
         keep(pricing.table)
@@ -127,7 +126,7 @@ class Search:
         layers = {unit.name for unit in self.units if unit.layer}
         return [floats for floats in found if floats and not floats >= layers]
 
-    def _pricing(self, *, given: bool) -> Pricing:
+    def pricing(self, *, given: bool) -> Pricing:
         """The regions of the model, and their prices as far as they are known."""
         target = get_target(self.context.target)
         placement = place(self.exact, target, exclude=self.step.exclude, include=self.step.include)
@@ -141,9 +140,8 @@ class Search:
 
     def _decided(self, pricing: Pricing) -> Measured:
         """What the table says: the best of the whole models it remembers of this one, else its cut."""
-        tries = pricing.table.wholes.get(self._fingerprint(), [])
-        best = min(tries, key=lambda one: (one["ratio"], one["float"]), default=None)
-        floats = cut(self.units, pricing.prices()) if best is None else frozenset(best["float"])
+        kept = self._remembered(pricing.table)
+        floats = cut(self.units, pricing.prices()) if kept is None else kept
         rules = Candidate(RULES, frozenset(), self.rules, None)
         made = self._build("cost table", floats) if floats else None
         if made is not None and self.holds is not None:
@@ -152,20 +150,39 @@ class Search:
         tried = [rules] if made is None else [rules, made]
         return Measured(tried[-1], tried, None, pricing.table, floats, len(self.units))
 
+    def _remembered(self, table: CostTable) -> frozenset[str] | None:
+        """The best of the whole models that the table remembers of this one; None: it remembers none."""
+        tries = [
+            Candidate(
+                "",
+                frozenset(one["float"]),
+                self.exact,
+                None,
+                (one["ratio"], one.get("low", one["ratio"]), one.get("high", one["ratio"])),
+            )
+            for one in sorted(table.wholes.get(self._fingerprint(), []), key=lambda one: list(one["float"]))
+        ]
+        found = best(tries)
+        return None if found is None else found.floats
+
     def _search(self, pricing: Pricing) -> Measured:
         """Cut, build, profile and cut again; then time what was built as a whole."""
         candidates = self._cuts(pricing)
         candidates += self._cautious(candidates, pricing)
         if self.holds is not None:
             candidates += self._along_the_hull(candidates, pricing)
+        if self.objective == "accuracy":
+            candidates += self._closer(candidates, pricing)
         all_float = self._race(candidates)
+        if self.objective == "latency":
+            candidates += self._flipped(candidates, pricing)
         pricing.table.wholes[self._fingerprint()] = [
-            {"float": sorted(c.floats), "ratio": round(c.ratio[0], 4)}
+            {"float": sorted(c.floats)}
+            | {key: round(r, 4) for key, r in zip(("ratio", "low", "high"), c.ratio, strict=True)}
             for c in candidates
             if c.ratio is not None and c.holds is not False
         ]
-        usable = [c for c in candidates if c.holds is not False and c.ratio is not None]
-        chosen = min(usable, key=lambda c: c.ratio[0] if c.ratio else 0.0, default=candidates[0])
+        chosen = self._best(candidates, pricing.table) or candidates[0]
         floats = cut(self.units, pricing.prices())
         return Measured(chosen, candidates, all_float, pricing.table, floats, len(self.units))
 
@@ -203,7 +220,7 @@ class Search:
         result = quantize_without(model, self.step, self.context, sorted(floats))
         if not result.changes:
             return None
-        why = "left in float: measured here, the model is faster that way"
+        why = f"left in float: measured here, the model is {WAYS[self.objective]} that way"
         operators = {label(unit.nodes[0]): unit.nodes[0].op_type for unit in self.units}
         result.skipped = [
             Skip(s.site, f"{operators[s.site]}: {why}") if s.site in floats else s for s in result.skipped
@@ -236,6 +253,58 @@ class Search:
         first_that(len(points), holds)  # the further along the hull, the less damage
         return more
 
+    def _closer(self, candidates: Sequence[Candidate], pricing: Pricing) -> list[Candidate]:
+        """Mixtures from the hull, where damage counts for more and more."""
+        damages = {d.layer: d.damage for d in sensitivity(self.exact, self.step, self.context)}
+        seen = {candidate.floats for candidate in candidates}
+        points = [floats for floats in hull(self.units, pricing.prices(), damages) if floats not in seen]
+        more: list[Candidate] = []
+        for index, floats in enumerate(points[:_CLOSER]):
+            made = self._build(f"hull {index + 1}", floats)
+            if made is not None:
+                made.holds = None if self.holds is None else self.holds(made.model)
+                more.append(made)
+        return more
+
+    def _best(self, candidates: Sequence[Candidate], table: CostTable) -> Candidate | None:
+        """The one that the objective means; what it asks for besides time is measured here."""
+        timed = [c for c in candidates if c.ratio is not None]
+        if self.objective == "latency":  # as the table will say it, rounded, so that it decides the same next time
+            kept = self._remembered(table)
+            return next((c for c in timed if c.floats == kept and c.holds is not False), None)
+        if self.objective == "size":
+            for candidate in timed:
+                candidate.bytes = weight_bytes(candidate.model)
+        if self.objective == "accuracy" and timed:
+            reference = Session(self.exact, threads=self.context.threads)
+            expected = [reference.run(feed) for feed in self.feeds]
+            for candidate in timed:
+                session = Session(candidate.model, threads=self.context.threads)
+                candidate.damage = damage_of(session, self.feeds, expected)[0]
+        return best(candidates, self.objective, self.min_speedup)
+
+    def _flipped(self, candidates: Sequence[Candidate], pricing: Pricing) -> list[Candidate]:
+        """Single regions of the best put on the other side, while a race can tell that this is faster."""
+        champion = best(candidates)
+        tried = {candidate.floats for candidate in candidates}
+        until = time.perf_counter() + _FLIP_TIME * max(self.time, 1.0)
+        kept: list[Candidate] = []
+        while champion is not None and time.perf_counter() < until:
+            near = flips(self.units, pricing.prices(), champion.floats, _FLIPS, tried)
+            tried |= set(near)
+            made = [self._build(f"flip {len(tried)}.{index}", floats) for index, floats in enumerate(near)]
+            challengers = [candidate for candidate in made if candidate is not None]
+            for candidate in challengers:
+                candidate.holds = None if self.holds is None else self.holds(candidate.model)
+            again = replace(champion, ratio=None)
+            self._race([again, *challengers])
+            better = [candidate for candidate in challengers if clearly(candidate, again)]
+            if not better:
+                break
+            champion = min(better, key=lambda c: c.ratio or (1.0, 1.0, 1.0))
+            kept.append(champion)
+        return kept
+
     def _race(self, candidates: list[Candidate]) -> tuple[float, float, float] | None:
         """Time all that keep to the budget against the original, and the simplified float model; its ratio."""
         self.context.progress(0, None, "timing mixtures")
@@ -248,7 +317,7 @@ class Search:
                 sessions[candidate.name] = Session(candidate.model, threads=threads, timed=True)
             except RuntimeFailure:  # a mixture that the runtime refuses is no candidate
                 racing.remove(candidate)
-        _, ratios = time_models(sessions, self.feeds, seconds=max(self.time, 1.0) * len(sessions) / 2)
+        ratios = race(sessions, self.feeds, seconds=max(self.time, 1.0) * len(sessions) / 2)
         for candidate in racing:
             candidate.ratio = ratios[candidate.name]
         return ratios["float"]

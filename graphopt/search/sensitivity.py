@@ -102,26 +102,26 @@ def sensitivity(
     damages = []
     for index, (name, op_type) in enumerate(found):
         session = Session(_quantized_only(model, step, context, name), threads=context.threads)
-        damages.append(_damage(name, op_type, session, judged, expected, without))
+        damages.append(LayerDamage(name, op_type, *damage_of(session, judged, expected, without)))
         context.progress(index + 1, len(found), "quantizing one layer at a time")
     return sorted(damages, key=lambda d: (-d.damage, d.layer))
 
 
-def _damage(
-    name: str,
-    op_type: str,
+def damage_of(
     session: Session,
-    judged: Sequence[dict[str, NDArray[Any]]],
-    expected: Sequence[dict[str, NDArray[Any]]],
-    without: Collection[str],
-) -> LayerDamage:
+    judged: Sequence[Mapping[str, NDArray[Any]]],
+    expected: Sequence[Mapping[str, NDArray[Any]]],
+    without: Collection[str] = (),
+) -> tuple[float, float, dict[str, float]]:
+    """Noise energy over signal energy of a model's outputs, summed over outputs, the worst output's SQNR in dB, and the
+    noise of each output."""
     counted = [output for output in session.output_names if output not in without]
     differences = {output: OutputDifference(output) for output in counted}
     for feed, wanted in zip(judged, expected, strict=True):
         for output, value in session.run(feed, counted).items():
             differences[output].add(wanted[output], value)
     if any(d.mismatch for d in differences.values()):
-        return LayerDamage(name, op_type, math.inf, -math.inf)
+        return math.inf, -math.inf, {}
     noise = {d.name: 10 ** (-d.sqnr / 10) if math.isfinite(d.sqnr) else 0.0 for d in differences.values()}
     worst = min((d.sqnr for d in differences.values()), default=math.inf)
-    return LayerDamage(name, op_type, sum(noise.values()), worst, noise)
+    return sum(noise.values()), worst, noise

@@ -11,8 +11,9 @@ from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
 from graphopt.report.units import plural, seconds
 from graphopt.search.budget import adopt, static_step, without
 from graphopt.search.costs import read_table
+from graphopt.search.frontier import OBJECTIVES
 from graphopt.search.limits import limit_of
-from graphopt.search.measured import Search
+from graphopt.search.measured import WAYS, Search
 from graphopt.target import get_target
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ PLACEMENTS = ("auto", "rules", "measured")
 class Promise:
     """``allow_slower``: the user does not want it kept. ``placement``: who decides what runs in integers: the target's
     ``rules``, what is ``measured`` here, or ``auto``: the rules, and measuring where they come out slower.
-    ``cost_table``: a file that measuring writes, or that decides in its place."""
+    ``cost_table``: a file that measuring writes, or that decides in its place. ``objective``: what a mixture is chosen
+    for, of those that are fast enough."""
 
     allow_slower: bool = False
     placement: str = "auto"
     cost_table: str | Path | None = None
+    objective: str = "latency"
 
     def check(self, mode: str, target: str, time: float) -> None:
         """Raise InputError where what is asked for cannot be had."""
@@ -46,6 +49,7 @@ class Promise:
         table = Path(self.cost_table) if self.cost_table is not None else None
         if table is not None and self.placement != "measured":
             raise InputError("--cost-table is what --placement measured reads or writes; give that too")
+        self._check_objective(mode, target, time)
         if self.placement != "measured":
             return
         if mode != "static":
@@ -61,10 +65,26 @@ class Promise:
         if time == 0 and not (table is not None and table.exists()):
             raise InputError("--placement measured has to time models, and --time 0 forbids it; give a --cost-table")
 
+    def _check_objective(self, mode: str, target: str, time: float) -> None:
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"unknown objective '{self.objective}'; use {', '.join(OBJECTIVES)}")
+        if self.objective == "latency":
+            return
+        asked = f"--objective {self.objective}"
+        if mode != "static":
+            raise InputError(f"{asked} chooses among mixtures, and --mode {mode} has none; leave one out")
+        if self.placement == "rules":
+            raise InputError(f"{asked} chooses among measured mixtures, and --placement rules has none; leave one out")
+        if self.cost_table is not None:
+            raise InputError(f"{asked} looks at more than a cost table holds; leave one out")
+        if time == 0 or not get_target(target).here:
+            why = "--time 0 forbids it" if time == 0 else f"{target} is another machine"
+            raise InputError(f"{asked} has to time mixtures, and {why}; leave one out")
+
     def wanted(self, verdict: Verdict | None, kept: dict[str, Any] | None) -> bool:
         """Whether to measure: before anything is judged (``verdict`` None), or because of what judging found."""
         if verdict is None:
-            return self.placement == "measured"
+            return self.placement == "measured" or self.objective == "accuracy"
         missed = any(gate.gate == "min-speedup" for gate in verdict.failed)
         return self.placement == "auto" and (missed or (kept is not None and kept["holds"] is False))
 
@@ -85,7 +105,17 @@ class Promise:
         holds = limit_of(original, context, gates, metric)
         table = Path(self.cost_table) if self.cost_table is not None else None
         search = Search(
-            original, result.exact, result.model, step, context, timed_feeds(original, context), holds, time, table
+            original,
+            result.exact,
+            result.model,
+            step,
+            context,
+            timed_feeds(original, context),
+            holds,
+            time,
+            table,
+            self.objective,
+            gates.min_speedup,
         )
         try:
             found = search.run()
@@ -146,8 +176,9 @@ def told(found: dict[str, Any]) -> str:
     if found["cheapest_in_float"] == found["regions"] and chosen is rules:
         return f"placement: measured here, each of {plural(found['regions'], 'region')} is cheaper in float"
     if chosen is rules:
-        return f"placement: nothing of {plural(len(by_name), 'mixture')} measured here is faster than the rules alone"
-    text = f"placement: {plural(chosen['in_float'], 'region')} left in float, because the model is faster that way"
+        return f"placement: nothing of {plural(len(by_name), 'mixture')} measured here is better than the rules alone"
+    way = WAYS[found["objective"]]
+    text = f"placement: {plural(chosen['in_float'], 'region')} left in float, because the model is {way} that way"
     if chosen["ratio"] is None or rules["ratio"] is None:
         return f"{text}, says {found['cost_table']['source']}"
     return (
