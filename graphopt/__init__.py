@@ -17,6 +17,7 @@ _API = (
     "optimize",
     "quantize",
     "compare",
+    "convert",
     "bench",
     "bisect",
     "diff",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from graphopt.api import bench as bench
     from graphopt.api import bisect as bisect
     from graphopt.api import compare as compare
+    from graphopt.api import convert as convert
     from graphopt.api import diff as diff
     from graphopt.api import extract as extract
     from graphopt.api import inspect as inspect

@@ -13,6 +13,7 @@ from graphopt.base import Context, Skip, flatten
 from graphopt.benchmark import bench
 from graphopt.bisection import Bisection, bisect
 from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
+from graphopt.conversion import convert
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
@@ -370,6 +371,7 @@ __all__ = [
     "bench",
     "bisect",
     "compare",
+    "convert",
     "diff",
     "extract",
     "inspect",

@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 VERBS: dict[str, str] = {
+    "convert": "any framework's model to ONNX, compared with it",
     "optimize": "simplify with exact passes, or run a recipe",
     "quantize": "make the weights and arithmetic int8",
     "sensitivity": "which layers hurt when they are quantized",
