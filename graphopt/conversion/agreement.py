@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.errors import RuntimeFailure
 from graphopt.session import Session
-from graphopt.validation import Comparison, OutputDifference, output_noise
+from graphopt.validation import Comparison, OutputDifference, output_noise, unstable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RELATIVE = 1e-4
 """Of an output's largest value: what two implementations of the same float32 arithmetic may differ by."""
+MOST = 1e-2
+"""The same, where the model's own noise is larger: more is never taken for agreement unasked."""
 EPSILONS = 8
 """The same for shorter floats, in their own units in the last place."""
 
@@ -45,9 +47,10 @@ def stored(path: Path, count: int) -> list[Sample]:
 
 def agree(
     model: ir.Model, samples: list[Sample], *, max_abs: float | None = None, threads: int | None = None
-) -> tuple[Comparison, dict[str, float]]:
-    """The comparison, and what each output may differ by: ``max_abs``, else the larger of the model's own noise and
-    :data:`RELATIVE` of its largest value; integers, booleans and strings must be equal.
+) -> tuple[Comparison, dict[str, float], dict[str, list[tuple[int, ...]]]]:
+    """The comparison, what each output may differ by, and the shapes it came in. It may differ by ``max_abs``, else
+    by the larger of the model's own noise (to :data:`MOST` of its largest value) and :data:`RELATIVE`; integers,
+    booleans and strings must be equal.
 
     Raises:
         RuntimeFailure: the converted model does not load or run.
@@ -55,21 +58,26 @@ def agree(
     session = Session(model, threads=threads)
     differences = {name: OutputDifference(name) for name in session.output_names}
     notes: list[str] = []
+    seen: dict[str, list[tuple[int, ...]]] = {name: [] for name in differences}
     for feeds, expected in samples:
         found = session.run(feeds)
         for name, difference in differences.items():
             difference.add(_as(expected[name], found[name]), found[name])
+            if isinstance(found[name], np.ndarray):
+                seen[name].append(found[name].shape)
+    for name in unstable(session, samples[0][0]) if max_abs is None else ():
+        differences[name].mismatch = "the converted model gives other values each time (random operators?)"
     noise = output_noise(model, [feeds for feeds, _ in samples[:1]], threads=threads)
     allowed = {}
     for name, difference in differences.items():
         own = noise.get(name, 0.0)
         kind = np.asarray(found[name]).dtype
         relative = max(RELATIVE, EPSILONS * float(np.finfo(kind).eps)) if kind.kind == "f" else 0.0
-        least = max(own if np.isfinite(own) else 0.0, relative * difference.scale)
+        least = max(min(own, MOST * difference.scale), relative * difference.scale)
         allowed[name] = least if max_abs is None else max_abs
     if all(_says_nothing(expected) for _, expected in samples):
         notes.append("WARNING: every output is NaN, infinite or the same everywhere, so agreement proves little")
-    return Comparison(list(differences.values()), len(samples), notes), allowed
+    return Comparison(list(differences.values()), len(samples), notes), allowed, seen
 
 
 def _as(expected: NDArray[Any], found: Any) -> NDArray[Any]:

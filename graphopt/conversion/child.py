@@ -117,7 +117,7 @@ def _answer(front_end: FrontEnd, folder: Path, code: int, python: str | None) ->
     raise RuntimeFailure(
         f"the converter from {front_end.title} failed: {answer['message'].rstrip('.')}; -v shows where, and the "
         "framework's converter is the place to report it"
-    ) from _Trace(f"{log}\n{answer.get('trace', '')}")
+    ) from _Trace(f"{log}\n{answer.get('trace', '')[-_LOG_TAIL:]}")
 
 
 def missing(front_end: FrontEnd, modules: list[str], python: str | None) -> str:

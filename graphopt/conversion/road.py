@@ -15,10 +15,10 @@ from graphopt.conversion import child, shapes
 from graphopt.conversion.agreement import agree, parted, stored
 from graphopt.conversion.front_ends import FRONT_ENDS
 from graphopt.conversion.recognise import Source, recognise, refuse_what_runs
-from graphopt.conversion.tidy import tidied
+from graphopt.conversion.tidy import loosen, tidied
 from graphopt.errors import GateFailed, InputError, RuntimeFailure
 from graphopt.gates import GateResult
-from graphopt.model import interface
+from graphopt.model import ValueSpec, interface
 from graphopt.outcome import with_report
 from graphopt.pipeline import Options, Result, merge_options
 from graphopt.report.document import about, file_sha256, versions
@@ -122,7 +122,7 @@ def _interpreter(given: str) -> str:
 
 def _report(found: Source, model: ir.Model, options: Options, answer: dict[str, Any], seconds: float) -> dict[str, Any]:
     size, digest = _measured(found.path)
-    sides = zip(("inputs", "outputs"), interface(model), strict=True)
+    inputs, outputs = interface(model)
     written = about(model, None)
     return {
         **versions("convert", vars(options)),
@@ -140,7 +140,8 @@ def _report(found: Source, model: ir.Model, options: Options, answer: dict[str, 
             "converter": answer["converter"],
             "seconds": seconds,
         },
-        **{side: [{"name": v.name, "type": str(v)} for v in values] for side, values in sides},
+        "inputs": _ports(inputs),
+        "outputs": _ports(outputs),
         "comparison": None,
         "allowed": {},
         "gates": [],
@@ -148,6 +149,10 @@ def _report(found: Source, model: ir.Model, options: Options, answer: dict[str, 
         "exit_code": 0,
         "error": None,
     }
+
+
+def _ports(values: Sequence[ValueSpec]) -> list[dict[str, str]]:
+    return [{"name": v.name, "type": str(v)} for v in values]
 
 
 def _measured(path: Path) -> tuple[int, str]:
@@ -167,12 +172,13 @@ def _compare(
     if options.progress is not None:
         options.progress(0, None, "comparing with the framework")
     try:
-        comparison, allowed = agree(model, samples, max_abs=max_abs, threads=options.threads)
+        comparison, allowed, seen = agree(model, samples, max_abs=max_abs, threads=options.threads)
     except RuntimeFailure as error:
         converter = report["source"]["converter"]
         raise RuntimeFailure(f"what {converter} wrote does not run: {error}; nothing was written") from error
     report["comparison"], report["allowed"] = comparison.as_dict(), allowed
-    report["notes"] += comparison.notes
+    report["notes"] += comparison.notes + loosen(model, seen)
+    report["outputs"] = _ports(interface(model)[1])
     why = parted(comparison, allowed)
     report["gates"] = [_gate(comparison, why, max_abs).as_dict()]
     if why is not None:

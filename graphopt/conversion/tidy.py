@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ def tidied(path: Path, *, to_opset: int | None, converter: str) -> tuple[ir.Mode
     notes: list[str] = []
     try:
         proto = read_proto(path)
-        notes += _declare(proto)
+        notes += _declare(proto) + _erfc(proto)
         path.write_bytes(proto.SerializeToString())
         _check(proto)
         model = load(path)
@@ -64,13 +65,54 @@ def _declare(proto: onnx.ModelProto) -> list[str]:
     if "" in used and "" not in found:
         found[""] = _ASSUMED
         notes.append(f"the default operator set was not imported; opset {_ASSUMED} is assumed")
+    found.setdefault("", LEAST_OPSET)
     for domain in sorted(set(found) - used - local - {""}):
         del found[domain]
-    if not found:
-        found[""] = _ASSUMED
     del proto.opset_import[:]
     for domain, version in found.items():
         proto.opset_import.add(domain=domain, version=version)
+    return notes
+
+
+def _erfc(proto: onnx.ModelProto) -> list[str]:
+    """tf2onnx writes Keras' gelu with an operator Erfc, which ONNX has not: 1 - Erf it is."""
+    import onnx
+
+    count = 0
+    for graph in graphs(proto):
+        for node in [n for n in graph.node if n.op_type == "Erfc" and n.domain in ("", "ai.onnx")]:
+            at = next(k for k, other in enumerate(graph.node) if other is node)
+            one, inner = f"{node.output[0]}/one", f"{node.output[0]}/erf"
+            made = (
+                onnx.helper.make_node("Erf", [node.input[0]], [inner], name=f"{node.name}/Erf"),
+                onnx.helper.make_node("Constant", [], [one], name=f"{node.name}/One", value_float=1.0),
+                onnx.helper.make_node("Sub", [one, inner], [node.output[0]], name=node.name),
+            )
+            graph.node.remove(node)
+            for k, new in enumerate(made):
+                graph.node.insert(at + k, new)
+            count += 1
+    return [f"{count} Erfc, which ONNX has not, became 1 - Erf"] if count else []
+
+
+def loosen(model: ir.Model, seen: Mapping[str, Sequence[tuple[int, ...]]]) -> list[str]:
+    """Free the dims of outputs that were declared as one size and came in another (LightGBM's labels): what
+    :func:`~graphopt.conversion.agreement.agree` saw, by output. Returns notes."""
+    import onnx_ir as ir
+
+    notes: list[str] = []
+    for value in model.graph.outputs:
+        shape, came = value.shape, seen.get(value.name or "", ())
+        if shape is None or not came:
+            continue
+        if any(len(other) != len(shape) for other in came):
+            value.shape = None
+        else:
+            free = {k for k, dim in enumerate(shape) for other in came if isinstance(dim, int) and dim != other[k]}
+            if not free:
+                continue
+            value.shape = ir.Shape([None if k in free else dim for k, dim in enumerate(shape)])
+        notes.append(f"output '{value.name}' was declared {shape} and comes in other sizes; they are free now")
     return notes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import sys
 import traceback
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 MODEL = "model.onnx"
 SAMPLES = "samples.npz"
 ANSWER = "answer.json"
+_ANONYMOUS = re.compile(r"^(s\d+|unk__\d+|DynamicDimension\.\d+)$")
 SEVERAL = 2
 """What a free dim is set to while exporting: with 1, exporters take it for a constant."""
 
@@ -133,6 +135,25 @@ class Job:
         dims = [i.type.tensor_type.shape.dim for i in graph.input if i.name not in held]
         return bool(dims) and all(d and not d[0].HasField("dim_value") for d in dims)
 
+    def rename(self, *, outputs: list[str]) -> None:
+        """Give the outputs of the written model these names, where they are as many, different, and not in use."""
+        import onnx
+
+        model = onnx.load(str(self.target), load_external_data=False)
+        graph = model.graph
+        used = {n for node in graph.node for n in (*node.input, *node.output)} | {i.name for i in graph.input}
+        if len(outputs) != len(graph.output) or len(set(outputs)) != len(outputs) or used & set(outputs):
+            return
+        names = {value.name: name for value, name in zip(graph.output, outputs)}
+        for value in (*graph.output, *graph.value_info):
+            value.name = names.get(value.name, value.name)
+        for node in graph.node:
+            node.input[:] = [names.get(n, n) for n in node.input]
+            node.output[:] = [names.get(n, n) for n in node.output]
+        if any(attribute.type == onnx.AttributeProto.GRAPH for node in graph.node for attribute in node.attribute):
+            return  # bodies read values by name too
+        self.target.write_bytes(model.SerializeToString())
+
     def sample(self, inputs: list[Any], outputs: list[Any]) -> None:
         """Inputs, in the order of the model's, and what the framework made of them."""
         import numpy
@@ -150,10 +171,33 @@ class Job:
         )
         self._samples.append(pair)  # type: ignore[arg-type]
 
+    def name_dims(self, axes: dict[int, str]) -> None:
+        """Call free dims by what they are, instead of the exporter's own ``s77`` and ``unk__22``: those that stand at
+        these axes of every input. An output's is renamed with them where it was as large in every sample."""
+        import onnx
+
+        model = onnx.load(str(self.target), load_external_data=False)
+        inputs, outputs = self.names()
+        for axis, name in axes.items():
+            sizes = [{values[n].shape[axis] for n in inputs if values[n].ndim > axis} for values, _ in self._samples]
+            if not sizes or any(len(found) != 1 for found in sizes) or len(set.union(*sizes)) < 2:
+                continue  # not the same everywhere, or never seen in two sizes
+            every = [found.pop() for found in sizes]
+            for value in (*model.graph.input, *model.graph.output):
+                dims = value.type.tensor_type.shape.dim
+                if value.name not in (*inputs, *outputs) or len(dims) <= axis or not _ANONYMOUS.match(dims[axis].dim_param):
+                    continue
+                side = 0 if value.name in inputs else 1
+                if [pair[side][value.name].shape[axis] for pair in self._samples] == every:
+                    dims[axis].dim_param = name
+        del model.graph.value_info[:]  # it may use the old names
+        self.target.write_bytes(model.SerializeToString())
+
     def answer(self) -> dict[str, Any]:
         """Write the samples; the answer that says so."""
         import numpy
 
+        self.name_dims({0: "batch"})
         arrays: dict[str, Any] = {}
         for index, (inputs, outputs) in enumerate(self._samples):
             for side, values in (("in", inputs), ("out", outputs)):
