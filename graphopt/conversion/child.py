@@ -105,9 +105,7 @@ def _answer(front_end: FrontEnd, folder: Path, code: int, python: str | None) ->
         lines = [line for line in log.splitlines() if line.strip()]
         why = f"signal {-code}" if code < 0 else f"exit {code}"
         last = f": {' '.join(lines[-1].split())[:200]}" if lines else ""
-        raise RuntimeFailure(
-            f"the converter from {front_end.title} died ({why}){last}; -v shows more"
-        ) from _Trace(log)
+        raise RuntimeFailure(f"the converter from {front_end.title} died ({why}){last}; -v shows more") from _Trace(log)
     if answer["ok"]:
         return answer
     if answer["why"] == "missing":

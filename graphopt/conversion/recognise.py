@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.conversion.archives import fields, members
+from graphopt.conversion.exported_program import what_runs
 from graphopt.conversion.front_ends import FRONT_ENDS
 from graphopt.errors import InputError, did_you_mean
 from graphopt.external import shown
@@ -281,8 +282,13 @@ def refuse_what_runs(source: Source, *, allow_pickle: bool, allow_code: bool) ->
             "--allow-code (or export the module with torch.export, and convert the .pt2)",
         ),
     }
+    if source.kind == "pt2" and not allow_code:
+        runs = what_runs(source.path)
+        if runs is not None:
+            raise InputError(
+                f"{shown(str(source.path))} holds {runs}, which may run code when it is loaded; if you trust where it "
+                "comes from, give --allow-code"
+            )
     allowed, why = asks.get(source.kind, (True, ""))
     if not allowed:
         raise InputError(f"{shown(str(source.path))} {why}")
-
-

@@ -117,7 +117,7 @@ def _interpreter(given: str) -> str:
     path = shutil.which(given)
     if path is None:
         raise InputError(f"no interpreter at {given}; --python is the path of a python that has the framework")
-    return os.path.abspath(path)  # not resolved: where the link of an environment stands says which packages it has
+    return str(Path.cwd() / path)  # links not followed: where that of an environment stands says what it has
 
 
 def _report(found: Source, model: ir.Model, options: Options, answer: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def tidied(path: Path, *, to_opset: int | None, converter: str) -> tuple[ir.Mode
         raise ModelError(f"{converter} wrote an invalid model: {text}; nothing was written") from error
     now = opset(model)
     wanted = max(to_opset or LEAST_OPSET, now if to_opset is None else 0)
-    if now and now < wanted or (to_opset is not None and to_opset < now):
+    if (now and now < wanted) or (to_opset is not None and to_opset < now):
         model, more = _raised(model, wanted, now, demanded=to_opset is not None)
         notes += more
     if model.ir_version < LEAST_IR:

@@ -41,7 +41,9 @@ def _outputs(report: dict[str, Any]) -> Table:
         if output["mismatch"]:
             table.add(output["output"], "", "", "", output["mismatch"])
             continue
-        sqnr = "identical" if output["identical"] else "" if output["sqnr_db"] is None else f"{output['sqnr_db']:.1f} dB"
+        sqnr = (
+            "identical" if output["identical"] else "" if output["sqnr_db"] is None else f"{output['sqnr_db']:.1f} dB"
+        )
         limit = report["allowed"][output["output"]]
         verdict = "" if output["max_abs"] <= limit else "too far"
         table.add(output["output"], f"{output['max_abs']:.3g}", f"{limit:.3g}", sqnr, verdict)

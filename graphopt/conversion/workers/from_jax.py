@@ -35,6 +35,7 @@ def convert(job: Job) -> None:
             f"the function takes {len(shapes)} arrays and the converted model {taken}; jax2onnx dropped one that "
             "nothing depends on: leave it out of the function"
         )
+    job.rename(inputs=[s["name"] for s in shapes if s["name"]])
     sizes = [2] * (job.count - 1) + [3]
     for size in sizes:
         if job.data is not None:
@@ -42,7 +43,8 @@ def convert(job: Job) -> None:
             values = [array[row : row + 1] for array in job.data.values()]
         else:
             values = [
-                job.drawn(s["dtype"], tuple(dim if isinstance(dim, int) else size for dim in s["shape"])) for s in shapes
+                job.drawn(s["dtype"], tuple(dim if isinstance(dim, int) else size for dim in s["shape"]))
+                for s in shapes
             ]
         made = jax.tree_util.tree_leaves(function(*values))
         job.sample(values, [numpy.asarray(value) for value in made])
@@ -55,7 +57,9 @@ def _function(job: Job) -> tuple[Any, list[dict[str, Any]]]:
         made = found if not _takes_nothing(found) else found()
         return (made[0] if isinstance(made, tuple) else made), job.shapes
     if not _takes_nothing(found):
-        raise job.Refused(f"{job.source.name}:{job.function} does not say what it takes; give --input-shape x:1,3,32,32")
+        raise job.Refused(
+            f"{job.source.name}:{job.function} does not say what it takes; give --input-shape x:1,3,32,32"
+        )
     made = found()
     if not isinstance(made, tuple) or len(made) < 2:
         raise job.Refused(
@@ -73,4 +77,6 @@ def _takes_nothing(function: Any) -> bool:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return False
-    return not [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return not [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]

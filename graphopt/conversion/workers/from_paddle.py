@@ -40,7 +40,7 @@ def convert(job: Job) -> None:
     order = taken if set(taken) != set(names[0]) else names[0]
     for size in (*[1] * (job.count - 1), 2):
         values = [_value(job, k, name, size) for k, name in enumerate(order)]
-        for name, value in zip(order, values):
+        for name, value in zip(order, values, strict=True):
             predictor.get_input_handle(name).copy_from_cpu(value)
         predictor.run()
         outputs = given if set(given) != set(names[1]) else names[1]
@@ -60,8 +60,12 @@ def _value(job: Job, position: int, name: str, size: int) -> Any:
         return array[row : row + 1]
     kind = onnx.load(str(job.target), load_external_data=False).graph.input[position].type.tensor_type
     dtype = numpy.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    asked = next((s["shape"] for k, s in enumerate(job.shapes) if s["name"] == name or (not s["name"] and k == position)), None)
-    dims: list[Any] = asked or [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else "?" for d in kind.shape.dim]
+    asked = next(
+        (s["shape"] for k, s in enumerate(job.shapes) if s["name"] == name or (not s["name"] and k == position)), None
+    )
+    dims: list[Any] = asked or [
+        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else "?" for d in kind.shape.dim
+    ]
     if any(isinstance(dim, str) for dim in dims[1:]):
         raise job.Refused(f"input '{name}' has free dims; give their sizes: --input-shape {name}:N,3,224,224")
     shape = tuple(dim if isinstance(dim, int) else size for dim in dims)

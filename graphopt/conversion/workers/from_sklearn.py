@@ -63,7 +63,9 @@ def _options(model: Any) -> dict[Any, Any]:
 
     found: dict[Any, Any] = {CountVectorizer: {"locale": "C"}, TfidfVectorizer: {"locale": "C"}}
     if hasattr(model, "classes_"):
-        found[id(model)] = {"zipmap": False} if hasattr(model, "predict_proba") else {"zipmap": False, "raw_scores": True}
+        found[id(model)] = (
+            {"zipmap": False} if hasattr(model, "predict_proba") else {"zipmap": False, "raw_scores": True}
+        )
     return found
 
 
@@ -83,14 +85,14 @@ def _registered(model: Any) -> None:
             from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost
             from xgboost import XGBClassifier, XGBRegressor
 
-            for kind, calculator in zip((XGBClassifier, XGBRegressor), calculators):
+            for kind, calculator in zip((XGBClassifier, XGBRegressor), calculators, strict=True):
                 options = {"zipmap": [True, False, "columns"], "nocl": [True, False]} if "Cl" in kind.__name__ else {}
                 update_registered_converter(kind, f"XGB{kind.__name__}", calculator, convert_xgboost, options=options)
         if "lightgbm" in sys.modules:
             from lightgbm import LGBMClassifier, LGBMRegressor
             from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm
 
-            for kind, calculator in zip((LGBMClassifier, LGBMRegressor), calculators):
+            for kind, calculator in zip((LGBMClassifier, LGBMRegressor), calculators, strict=True):
                 options = {"zipmap": [True, False, "columns"], "nocl": [True, False]} if "Cl" in kind.__name__ else {}
                 update_registered_converter(kind, f"LGBM{kind.__name__}", calculator, convert_lightgbm, options=options)
 
@@ -135,7 +137,9 @@ def _by_column(model: Any) -> bool:
     """Whether a ColumnTransformer stands in it that picks columns by name."""
     steps = [model, *(step for _, step in getattr(model, "steps", []))]
     picked = [columns for step in steps for _, _, columns in getattr(step, "transformers_", [])]
-    return any(isinstance(c, str) or (isinstance(c, (list, tuple)) and any(isinstance(n, str) for n in c)) for c in picked)
+    return any(
+        isinstance(c, str) or (isinstance(c, (list, tuple)) and any(isinstance(n, str) for n in c)) for c in picked
+    )
 
 
 def _kind(array: Any) -> str:
@@ -199,4 +203,3 @@ def _outputs(model: Any, feeds: dict[str, Any], columns: list[tuple[str, str, in
     elif len(names) > 1 and hasattr(model, "transform"):
         found.append(model.transform(x))
     return found
-

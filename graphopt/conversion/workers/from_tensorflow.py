@@ -11,11 +11,8 @@ if TYPE_CHECKING:
 
 _NEWEST = 18
 """tf2onnx knows no later opset."""
-_UNSAFE = frozenset(
-    {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "PrintV2", "Save", "SaveV2"}
-)
-"""Operators that run Python or touch files when the graph runs. Checkpoints are restored and saved in functions of
-their own, which are not looked at."""
+_UNSAFE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile"})
+"""Operators that run Python, or read and write whatever file they name, when the graph runs."""
 
 
 def convert(job: Job) -> None:
@@ -41,12 +38,15 @@ def _rounds(job: Job, specs: list[tuple[str, Any, Any]]) -> list[list[Any]]:
         if len(keys) != len(names):
             raise job.Refused(f"--data has {', '.join(keys)}; the model takes {', '.join(names)}")
         rows = min(job.count, len(job.data[keys[0]]))
-        return [[job.data[key][k : k + 1].astype(d) for key, (_, d, _) in zip(keys, specs)] for k in range(rows)]
+        return [
+            [job.data[key][k : k + 1].astype(d) for key, (_, d, _) in zip(keys, specs, strict=True)]
+            for k in range(rows)
+        ]
     shapes = [_shape(job, name, k, shape) for k, (name, _, shape) in enumerate(specs)]
     found = []
     for batch in (*[1] * (job.count - 1), 3):
         made = [tuple((batch if a == 0 else 1) if d is None else d for a, d in enumerate(shape)) for shape in shapes]
-        found.append([job.drawn(dtype, shape, high=8) for (_, dtype, _), shape in zip(specs, made)])
+        found.append([job.drawn(dtype, shape, high=8) for (_, dtype, _), shape in zip(specs, made, strict=True)])
     return found
 
 
@@ -60,7 +60,7 @@ def _shape(job: Job, name: str, position: int, shape: Any) -> list[int | None]:
     dims = [None if dim is None or int(dim) < 0 else int(dim) for dim in shape]
     if any(dim is None for dim in dims[1:]):
         raise job.Refused(
-            f"input '{name}' has free dims beside the first ({dims}); give their sizes: --input-shape {name}:N,224,224,3"
+            f"input '{name}' has free dims beside the first ({dims}); give their sizes: --input-shape {name}:N,9,9,3"
         )
     return dims
 
@@ -127,7 +127,6 @@ def _declared(job: Job, position: int, spec: tuple[str, Any, Any]) -> list[int |
 def _saved_model(job: Job) -> None:
     _known_operators(job)
     import tensorflow as tf
-    import tf2onnx
     from tf2onnx import tf_loader
 
     loaded = tf.saved_model.load(str(job.source))
@@ -150,7 +149,7 @@ def _saved_model(job: Job) -> None:
     order = job.names()  # the names are the signature's own now
     specs = [(key, takes[key].dtype.as_numpy_dtype, _dims(takes[key])) for key in order[0]]
     for values in _rounds(job, specs):
-        made = function(**{key: tf.constant(value) for key, value in zip(order[0], values)})
+        made = function(**{key: tf.constant(value) for key, value in zip(order[0], values, strict=True)})
         job.sample(values, [made[key].numpy() for key in order[1]])
 
 
@@ -186,23 +185,23 @@ def _known_operators(job: Job) -> None:
     unsafe: set[str] = set()
     for meta in proto.meta_graphs:
         functions = {f.signature.name for f in meta.graph_def.library.function}
-        nodes = [n for n in meta.graph_def.node]
+        nodes = list(meta.graph_def.node)
         for f in meta.graph_def.library.function:
-            nodes += [n for n in f.node_def]
+            nodes += list(f.node_def)
         for node in nodes:
-            if node.op in _UNSAFE and not (node.op.startswith("Save") or node.op in ("PrintV2", "MatchingFiles")):
+            if node.op in _UNSAFE:
                 unsafe.add(node.op)
             elif node.op not in functions and op_def_registry.get(node.op) is None:
                 custom.add(node.op)
     if custom:
         raise job.Refused(
-            f"{job.source.name} uses operators that are not TensorFlow's ({', '.join(sorted(custom)[:3])}); nothing was "
-            "loaded: export the model without them"
+            f"{job.source.name} uses operators that are not TensorFlow's ({', '.join(sorted(custom)[:3])}); nothing "
+            "was loaded: export the model without them"
         )
     if unsafe and not job.allow_code:
         raise job.Refused(
-            f"{job.source.name} runs Python or reads files ({', '.join(sorted(unsafe)[:3])}); nothing was loaded: export "
-            "the model without them, or give --allow-code if you trust where it comes from"
+            f"{job.source.name} runs Python or reads files ({', '.join(sorted(unsafe)[:3])}); nothing was loaded: "
+            "export the model without them, or give --allow-code if you trust where it comes from"
         )
 
 
@@ -252,10 +251,10 @@ def _tflite(job: Job) -> None:
     if any(d["quantization_parameters"]["scales"].size for d in takes + gives):
         job.notes.append("integers in and out: an output may be a step away where the framework rounds differently")
     for values in _rounds(job, specs):
-        values = [_bytes(job, v, d) for v, d in zip(values, takes)]
+        values = [_bytes(job, v, d) for v, d in zip(values, takes, strict=True)]
         if [list(v.shape) for v in values] != [list(d["shape"]) for d in takes]:
             break  # only at its own size
-        for detail, value in zip(takes, values):
+        for detail, value in zip(takes, values, strict=True):
             interpreter.set_tensor(detail["index"], value)
         interpreter.invoke()
         job.sample(values, [numpy.array(interpreter.get_tensor(d["index"])) for d in gives])

@@ -91,7 +91,7 @@ def _asked(job: Job, module: Any) -> tuple[Any, ...]:
             f"{job.source.name}:{job.function} returns a module alone, and exporting needs an input; give "
             "--input-shape x:1,3,224,224 (a name for a dim that is free: x:N,3,224,224), or return (module, inputs)"
         )
-    order = [name for name in inspect.signature(module.forward).parameters]
+    order = list(inspect.signature(module.forward).parameters)
     named = [shape["name"] for shape in job.shapes if shape["name"]]
     unknown = [name for name in named if name not in order]
     if unknown:
@@ -128,7 +128,7 @@ def _script(job: Job) -> tuple[Any, list[Any]]:
     names = [shape["name"] or f"input_{k}" for k, shape in enumerate(job.shapes)]
     axes = {
         name: {axis: size for axis, size in enumerate(shape["shape"]) if isinstance(size, str)}
-        for name, shape in zip(names, job.shapes)
+        for name, shape in zip(names, job.shapes, strict=True)
     }
     torch.onnx.export(
         frozen,
@@ -147,8 +147,7 @@ def _script(job: Job) -> tuple[Any, list[Any]]:
 def _flat(values: Any) -> list[Any]:
     import torch
 
-    leaves = torch.utils._pytree.tree_leaves(values)
-    return [leaf for leaf in leaves]
+    return list(torch.utils._pytree.tree_leaves(values))
 
 
 def _call(module: Any, arguments: Any, keywords: Any) -> list[Any]:

@@ -75,13 +75,13 @@ class _Flat:
     def __init__(self, model: Any, names: list[str]) -> None:
         import torch
 
-        class Module(torch.nn.Module):
+        class Module(torch.nn.Module):  # type: ignore[misc]  # torch is not there where types are checked
             def __init__(self) -> None:
                 super().__init__()
                 self.model = model
 
             def forward(self, *values: Any) -> Any:
-                made = self.model(**dict(zip(names, values)))
+                made = self.model(**dict(zip(names, values, strict=True)))
                 return tuple(value for value in made.to_tuple() if isinstance(value, torch.Tensor))
 
         self.module = Module()

@@ -116,5 +116,3 @@ def _plain_map(job: Job) -> None:
             if output.name == node.output[0]:
                 output.CopyFrom(onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, [None, None]))
     job.target.write_bytes(proto.SerializeToString())
-
-

@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +136,18 @@ class Job:
         dims = [i.type.tensor_type.shape.dim for i in graph.input if i.name not in held]
         return bool(dims) and all(d and not d[0].HasField("dim_value") for d in dims)
 
-    def rename(self, *, outputs: list[str]) -> None:
-        """Give the outputs of the written model these names, where they are as many, different, and not in use."""
+    def rename(self, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
+        """Give the written model's inputs, or outputs, these names, where they are as many, different, not in use."""
         import onnx
 
         model = onnx.load(str(self.target), load_external_data=False)
         graph = model.graph
         used = {n for node in graph.node for n in (*node.input, *node.output)} | {i.name for i in graph.input}
-        if len(outputs) != len(graph.output) or len(set(outputs)) != len(outputs) or used & set(outputs):
-            return
-        names = {value.name: name for value, name in zip(graph.output, outputs)}
-        for value in (*graph.output, *graph.value_info):
+        names: dict[str, str] = {}
+        for wanted, values in ((inputs, graph.input), (outputs, graph.output)):
+            if len(wanted) == len(values) == len(set(wanted) - used):
+                names |= {value.name: name for value, name in zip(values, wanted, strict=True)}
+        for value in (*graph.input, *graph.output, *graph.value_info):
             value.name = names.get(value.name, value.name)
         for node in graph.node:
             node.input[:] = [names.get(n, n) for n in node.input]
@@ -162,11 +164,11 @@ class Job:
         for side, values, found in (("inputs", inputs, names[0]), ("outputs", outputs, names[1])):
             if len(values) != len(found):
                 raise Refused(
-                    f"the framework has {len(values)} {side} and the converted model {len(found)} ({', '.join(found)}); "
-                    "the converter dropped or added some; simplify the source, or report it to the converter"
+                    f"the framework has {len(values)} {side} and the converted model {len(found)} "
+                    f"({', '.join(found)}); the converter dropped or added some: simplify the source"
                 )
         pair = tuple(
-            {name: numpy.asarray(value) for name, value in zip(found, values)}
+            {name: numpy.asarray(value) for name, value in zip(found, values, strict=True)}
             for found, values in ((names[0], inputs), (names[1], outputs))
         )
         self._samples.append(pair)  # type: ignore[arg-type]
@@ -185,7 +187,11 @@ class Job:
             every = [found.pop() for found in sizes]
             for value in (*model.graph.input, *model.graph.output):
                 dims = value.type.tensor_type.shape.dim
-                if value.name not in (*inputs, *outputs) or len(dims) <= axis or not _ANONYMOUS.match(dims[axis].dim_param):
+                if (
+                    value.name not in (*inputs, *outputs)
+                    or len(dims) <= axis
+                    or not _ANONYMOUS.match(dims[axis].dim_param)
+                ):
                     continue
                 side = 0 if value.name in inputs else 1
                 if [pair[side][value.name].shape[axis] for pair in self._samples] == every:
@@ -230,7 +236,8 @@ def main() -> None:
     answer: dict[str, Any]
     try:
         spec = importlib.util.spec_from_file_location(script.stem, script)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         if importlib.util.find_spec("numpy") is None:
