@@ -130,8 +130,9 @@ def from_readme() -> list[list[str]]:
     return [c for block in blocks for c in commands(block)]
 
 
-ELSEWHERE = {"view", "extract", "diff", "bisect"}
-"""Verbs whose examples name what another model has, open a window, or end in 1: their own tests run them."""
+ELSEWHERE = {"view", "extract", "diff", "bisect", "convert"}
+"""Verbs whose examples name what another model has, open a window, need a framework, or end in 1: their own tests run
+them."""
 
 EXAMPLES = list(dict.fromkeys(map(tuple, [*from_help(), *from_readme()])))
 

@@ -48,7 +48,7 @@ from graphopt.cli import _complete, _options
     default=None,
     help="Weights in a data file beside the model (default: above 2 GB).",
 )
-@_options.section("Comparing with the framework (where they differ, nothing is written, and the exit code is 1)")
+@_options.section("Comparing with the framework (exit code 1 where they differ)")
 @click.option("--max-abs", type=float, metavar="X", help="Most that an output may differ by (default: see the docs).")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="How many inputs to compare on (default 4).")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For random inputs (default 0).")

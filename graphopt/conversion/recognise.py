@@ -51,7 +51,7 @@ def recognise(text: str, kind: str | None = None) -> Source:
     if not path.exists():
         raise InputError(f"no such file or folder: {shown(text)}; check the path")
     if path.suffix == ".py" and path.is_file():
-        if not function:
+        if not colon or not function:
             raise InputError(f"{shown(text)} is a Python file; name the function that returns the model: {path}:make")
         return Source(path, kind or _imports(path), function)
     if colon:

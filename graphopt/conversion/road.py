@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,42 +76,59 @@ def convert(
         "framework": framework, "data": data, "python": python, "allow_pickle": allow_pickle,
         "allow_code": allow_code, "max_abs": max_abs, "timeout": timeout,
     }  # fmt: skip
-    asked = shapes.parse(merged.input_shapes)
-    if data is not None and not Path(data).is_file():
-        raise InputError(f"no such file: {data}; --data is an .npz with inputs, one sample per row")
+    found, request = _request(source, framework, data, merged, allow_pickle=allow_pickle, allow_code=allow_code)
     if max_abs is not None and not max_abs >= 0:
         raise InputError(f"--max-abs is {max_abs:g}; it must be 0 or more")
+    interpreter = None if python is None else _interpreter(os.fspath(python))
+    scratch = _Scratch()
+    started = time.perf_counter()
+    answer = child.run(
+        FRONT_ENDS[found.kind], request, scratch.path, python=interpreter, timeout=timeout, progress=merged.progress
+    )
+    seconds = time.perf_counter() - started
+    model, notes = tidied(scratch.path / "model.onnx", to_opset=merged.opset, converter=answer["converter"])
+    model.meta[_SCRATCH] = scratch  # weights may lie in a file there: the folder goes with the model
+    report = _report(found, model, merged, answer, seconds)
+    report["notes"] += notes
+    _compare(model, stored(scratch.path / "samples.npz", answer["samples"]), max_abs, merged, report)
+    return Result(model, report)
+
+
+def _request(
+    source: str | os.PathLike[str],
+    framework: str | None,
+    data: str | os.PathLike[str] | None,
+    options: Options,
+    *,
+    allow_pickle: bool,
+    allow_code: bool,
+) -> tuple[Source, dict[str, Any]]:
+    """What the source is, and what its front end is told; refused here is what can be without starting it."""
+    asked = shapes.parse(options.input_shapes)
+    if data is not None and not Path(data).is_file():
+        raise InputError(f"no such file: {data}; --data is an .npz with inputs, one sample per row")
     found = recognise(os.fspath(source), framework)
     refuse_what_runs(found, allow_pickle=allow_pickle, allow_code=allow_code)
-    interpreter = None if python is None else _interpreter(os.fspath(python))
-    scratch = tempfile.TemporaryDirectory(prefix="graphopt-convert-", ignore_cleanup_errors=True)
-    request = {
+    return found, {
         "source": str(found.path.resolve()),
         "kind": found.kind,
         "function": found.function,
         "shapes": asked,
-        "opset": merged.opset or NEWEST_OPSET,
-        "samples": merged.samples or _SAMPLES,
-        "seed": merged.seed,
+        "opset": options.opset or NEWEST_OPSET,
+        "samples": options.samples or _SAMPLES,
+        "seed": options.seed,
         "data": None if data is None else str(Path(data).resolve()),
         "allow_code": allow_code,
         "allow_pickle": allow_pickle,
     }
-    started = time.perf_counter()
-    front_end = FRONT_ENDS[found.kind]
-    answer = child.run(
-        front_end, request, Path(scratch.name), python=interpreter, timeout=timeout, progress=merged.progress
-    )
-    seconds = time.perf_counter() - started
-    path = Path(scratch.name) / "model.onnx"
-    if not path.is_file():
-        raise RuntimeFailure(f"{answer['converter']} said that it was done and wrote nothing; run again with -v")
-    model, notes = tidied(path, to_opset=merged.opset, converter=answer["converter"])
-    model.meta[_SCRATCH] = scratch  # weights may lie in a file there: the folder goes with the model
-    report = _report(found, model, merged, answer, seconds)
-    report["notes"] += notes
-    _compare(model, stored(Path(scratch.name) / "samples.npz", answer["samples"]), max_abs, merged, report)
-    return Result(model, report)
+
+
+class _Scratch:
+    """A folder that goes when the last who holds this has gone."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="graphopt-convert-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _interpreter(given: str) -> str:

@@ -123,7 +123,12 @@ class Job:
         """Inputs and outputs of the model that was written, in order."""
         import onnx
 
-        graph = onnx.load(str(self.target), load_external_data=False).graph
+        if not self.target.is_file():
+            raise Refused(f"{self.converter} said that it was done and wrote nothing; run again with -v")
+        try:
+            graph = onnx.load(str(self.target), load_external_data=False).graph
+        except Exception as error:
+            raise Refused(f"{self.converter} wrote an invalid model ({error}); report it to the converter") from error
         held = {tensor.name for tensor in graph.initializer}
         return [i.name for i in graph.input if i.name not in held], [o.name for o in graph.output]
 
@@ -178,8 +183,8 @@ class Job:
         these axes of every input. An output's is renamed with them where it was as large in every sample."""
         import onnx
 
-        model = onnx.load(str(self.target), load_external_data=False)
         inputs, outputs = self.names()
+        model = onnx.load(str(self.target), load_external_data=False)
         for axis, name in axes.items():
             sizes = [{values[n].shape[axis] for n in inputs if values[n].ndim > axis} for values, _ in self._samples]
             if not sizes or any(len(found) != 1 for found in sizes) or len(set.union(*sizes)) < 2:
