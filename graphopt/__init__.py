@@ -31,6 +31,7 @@ _API = (
     "Diff",
     "Bisection",
 )
+_ELSEWHERE = {"simplify": "graphopt.drop_in", "export": "graphopt.exporting"}
 _ERRORS = ("GraphoptError", "InputError", "ModelError", "DataError", "GateFailed", "NothingDone", "RuntimeFailure")
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run
     from graphopt.api import sensitivity as sensitivity
+    from graphopt.drop_in import simplify as simplify
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GateFailed as GateFailed
     from graphopt.errors import GraphoptError as GraphoptError
@@ -64,10 +66,12 @@ def __getattr__(name: str) -> Any:
 
     if name in _API:
         return getattr(importlib.import_module("graphopt.api"), name)
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     if name in _ERRORS:
         return getattr(importlib.import_module("graphopt.errors"), name)
     raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_API, *_ERRORS])
+    return sorted([*globals(), *_API, *_ELSEWHERE, *_ERRORS])

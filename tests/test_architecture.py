@@ -21,7 +21,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("structure", "residue"),
     ("model",),
     ("graph", "storage", "references", "numbering", "common_inputs"),
-    ("cost", "channels", "align", "tensors", "surgery", "session", "target", "linear"),
+    ("cost", "channels", "align", "tensors", "surgery", "exporters", "session", "target", "linear"),
     ("data", "difference", "weights", "propagation"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "gram", "extraction", "divergence", "workload"),
@@ -36,8 +36,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("search", "linting", "presets", "outcome"),
     ("pipeline",),
     ("ranking", "bisection", "benchmark", "conversion", "exporting"),
-    ("drop_in",),
     ("api",),
+    ("drop_in",),
     ("cli",),
     ("__init__", "__main__"),
 )
