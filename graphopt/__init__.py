@@ -20,6 +20,7 @@ _API = (
     "prune",
     "unpack",
     "compare",
+    "convert",
     "bench",
     "bisect",
     "diff",
@@ -46,7 +47,11 @@ _ERRORS = (
     "OverBudget",
     "RuntimeFailure",
 )
-_OTHERS = {"limits": "graphopt.budgets"}
+_ELSEWHERE = {
+    "simplify": "graphopt.drop_in",
+    "export": "graphopt.exporting",
+    "limits": "graphopt.budgets",
+}
 
 if TYPE_CHECKING:
     from graphopt.api import Bisection as Bisection
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
     from graphopt.api import bisect as bisect
     from graphopt.api import compare as compare
     from graphopt.api import compress as compress
+    from graphopt.api import convert as convert
     from graphopt.api import diff as diff
     from graphopt.api import extract as extract
     from graphopt.api import finetune as finetune
@@ -71,6 +77,7 @@ if TYPE_CHECKING:
     from graphopt.api import tune as tune
     from graphopt.api import unpack as unpack
     from graphopt.budgets import limits as limits
+    from graphopt.drop_in import simplify as simplify
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GateFailed as GateFailed
     from graphopt.errors import GraphoptError as GraphoptError
@@ -86,12 +93,12 @@ def __getattr__(name: str) -> Any:
 
     if name in _API:
         return getattr(importlib.import_module("graphopt.api"), name)
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     if name in _ERRORS:
         return getattr(importlib.import_module("graphopt.errors"), name)
-    if name in _OTHERS:
-        return getattr(importlib.import_module(_OTHERS[name]), name)
     raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_API, *_ERRORS, *_OTHERS])
+    return sorted([*globals(), *_API, *_ELSEWHERE, *_ERRORS])

@@ -14,6 +14,7 @@ from graphopt.benchmark import bench
 from graphopt.bisection import Bisection, bisect
 from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
 from graphopt.compression import compress, unpack
+from graphopt.conversion import convert
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
@@ -362,6 +363,7 @@ __all__ = [
     "bisect",
     "compare",
     "compress",
+    "convert",
     "diff",
     "extract",
     "finetune",

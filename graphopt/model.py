@@ -46,7 +46,7 @@ _EXTERNAL = "graphopt.external"
 _ANNOTATION = "quant_parameter_tensor_names"  # where onnx-ir keeps a value's quantization annotation
 
 _LOADERS: dict[str, Callable[[Any], onnx.ModelProto]] = {}
-_LOADER_MODULES = {"onnx_graphsurgeon": "graphopt.surgery"}
+_LOADER_MODULES = {"onnx_graphsurgeon": "graphopt.surgery", "torch": "graphopt.exporters"}
 """Imported by name when such an object comes: whoever holds one has paid for the import already."""
 
 

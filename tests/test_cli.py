@@ -136,9 +136,9 @@ def from_readme() -> list[list[str]]:
     return [c for block in blocks for c in commands(block)]
 
 
-ELSEWHERE = {"view", "extract", "diff", "bisect", "tune"}
-"""Verbs whose examples name what another model has, open a window, or end in 1: their own tests run them, and
-``--locked``."""
+ELSEWHERE = {"view", "extract", "diff", "bisect", "tune", "convert"}
+"""Verbs whose examples name what another model has, open a window, need a framework, or end in 1: their own tests run
+them, and ``--locked``."""
 
 EXAMPLES = list(dict.fromkeys(map(tuple, [*from_help(), *from_readme()])))
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, list[str]] = {
     **{
         f"{verb}-help": [verb, "--help"]
         for verb in (
+            "convert",
             "inspect",
             "optimize",
             "quantize",

@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from graphopt.budgets import command
 
 VERBS: dict[str, str] = {
+    "convert": "any framework's model to ONNX, compared with it",
     "optimize": "simplify with exact passes, or run a recipe",
     "quantize": "make the weights and arithmetic int8",
     "compress": "store the weights in fewer bits",
