@@ -75,7 +75,7 @@ def prune_to_budget(
     adopt(result, entry, chosen[1], chosen[2])
     shares = ", ".join(f"{100 * share:.0f} % {'holds' if kept else 'does not'}" for share, _, _, kept in tried)
     judging = context.eval_data or context.data or ()
-    told = f"of {step.amount.what} left, {shares}; judged on {len(chosen_on or ())} of the {len(judging)} samples"
+    told = f"of the {step.of} left, {shares}; judged on {len(chosen_on or ())} of the {len(judging)} samples"
     result.notes.append(f"{'as much as keeps to the budget was removed' if good else 'no try keeps to it'}: {told}")
 
 
@@ -83,16 +83,12 @@ _Try = tuple[float, "ir.Model", PassResult, bool]
 
 
 def _halve(step: Prune, model: ir.Model, context: Context, holds: Callable[[ir.Model], bool]) -> list[_Try]:
-    low, high = step.amount.share, 1.0  # of what is left (``ratio``: of what goes, so the other way round)
-    if step.amount.what == "ratio":
-        low, high = 1 - low, 1.0
+    low, high = step.left, 1.0
     tried: list[_Try] = []
     for _ in range(_TRIES):
         middle = (low + high) / 2
-        share = 1 - middle if step.amount.what == "ratio" else middle
         candidate = clone(model)
-        options: dict[str, Any] = {step.amount.what: share}
-        done = replace(step, **options).run(candidate, context)
+        done = replace(step, left=middle).run(candidate, context)
         if not done.changes:
             high = middle
             continue
