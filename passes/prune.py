@@ -134,7 +134,12 @@ def _feed(model: ir.Model, context: Context) -> dict[str, Any]:
 
 def left_alone(channels: Channels) -> list[Skip]:
     """Groups of which nothing can go, and why."""
-    return [Skip(group.name, f"its channels stay: {group.reason}") for group in channels.groups if not group.free]
+    stuck = [(group.name, group.reason) for group in channels.groups if not group.free]
+    for product in channels.products:
+        reason = channels.trace.atoms.reason(product.made)
+        if reason is not None and len(product.made) > 1:
+            stuck.append((label(product.node), reason))
+    return [Skip(name, f"its channels stay: {reason}") for name, reason in stuck]
 
 
 def _changes(channels: Channels, keep: NDArray[np.bool_]) -> list[Change]:
