@@ -165,7 +165,7 @@ def test_example(example: tuple[str, ...], examples: Path) -> None:
     if "--min-speedup" in words:  # what a test must not wait for, or fail by
         words[words.index("--min-speedup") + 1] = "0"
         words += ["--time", "0.1"]
-    elif words[0] in ("optimize", "quantize", "run"):
+    elif words[0] in ("optimize", "quantize", "prune", "run"):
         words += ["--time", "0"]
     elif words[0] == "finetune":
         words += ["--time", "0", "--steps", "10", "--freeze", "Conv"]
