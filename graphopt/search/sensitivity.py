@@ -137,15 +137,17 @@ def sensitivity(
     damages = []
     for index, (name, op_type) in enumerate(found):
         session = Session(_quantized_only(model, step, once, name), threads=context.threads)
-        damage, sqnr = _damage(session, judged, expected)
+        damage, sqnr = output_damage(session, judged, expected)
         damages.append(LayerDamage(name, op_type, damage, sqnr))
         context.progress(index + 1, len(found), "quantizing one layer at a time")
     return sorted(damages, key=lambda d: (-d.damage, d.layer))
 
 
-def _damage(
+def output_damage(
     session: Session, judged: Sequence[dict[str, NDArray[Any]]], expected: Sequence[dict[str, NDArray[Any]]]
 ) -> tuple[float, float]:
+    """(noise over signal energy, summed over outputs; SQNR of the worst one in dB) of a model against what was expected
+    on the inputs ``judged``."""
     differences = {name: OutputDifference(name) for name in session.output_names}
     for feed, wanted in zip(judged, expected, strict=True):
         for name, value in session.run(feed).items():
