@@ -464,7 +464,7 @@ USAGE = {
     "dim-unknown": (["inspect", GOOD, "--dim", "time=3"], "its inputs have batch"),
     "max-abs": (["compare", GOOD, GOOD, "--max-abs", "-1"], "--max-abs"),
     "pass-unknown": (["passes", "fold-constant"], "did you mean 'fold-constants'"),
-    "compress-weights": (["compress", GOOD, "-o", "o.onnx", "--weights", "int5"], "did you mean 'int4'"),
+    "compress-weights": (["compress", GOOD, "-o", "o.onnx", "--weights", "int5"], "did you mean 'int8'"),
     "compress-block": (["compress", GOOD, "-o", "o.onnx", "--weights", "int4", "--block", "512"], "--block"),
     "compress-rounding": (["compress", GOOD, "-o", "o.onnx", "--rounding", "data"], "give --data"),
     "compress-keep": (["compress", GOOD, "-o", "o.onnx", "--weights", "keep"], "give --package"),
