@@ -136,7 +136,7 @@ def from_readme() -> list[list[str]]:
     return [c for block in blocks for c in commands(block)]
 
 
-ELSEWHERE = {"view", "extract", "diff", "bisect", "tune", "convert"}
+ELSEWHERE = {"view", "extract", "diff", "bisect", "tune", "convert", "export"}
 """Verbs whose examples name what another model has, open a window, need a framework, or end in 1: their own tests run
 them, and ``--locked``."""
 
