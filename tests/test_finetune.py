@@ -354,3 +354,32 @@ def test_the_verb_prints_how_the_training_went(quantized: Path, images: dict[str
     ran = run_cli("finetune", "teacher.onnx", "-o", "no.onnx", *base[4:], "--steps", "5")
     assert ran.code == 3
     assert not Path("no.onnx").exists()
+
+
+def test_weights_inside_a_branch_learn(images: dict[str, Any]) -> None:
+    def model(factor: float) -> onnx.ModelProto:
+        made: onnx.ModelProto = onnx.parser.parse_model(
+            f"""<ir_version: 8, opset_import: ["" : 17]>
+            g (float[N,1,6,6] image) => (float[N,1,6,6] out)
+            <float low = {{-1.0e9}}>
+            {{
+                total = ReduceSum<keepdims=0>(image)
+                positive = Greater(total, low)
+                out = If (positive) <
+                    then_branch = t () => (float[N,1,6,6] p)
+                        {{ inner = Constant<value = float[2] {{{factor}, 0.5}}>()
+                           a, b = Split<axis=0>(inner)
+                           q = Mul(image, a)
+                           p = Add(q, b) }},
+                    else_branch = f () => (float[N,1,6,6] s) {{ s = Identity(image) }}
+                >
+            }}"""
+        )
+        return made
+
+    result = graphopt.finetune(model(3.0), teacher=model(2.0), data=images, steps=60, lr=2e-2, time=0)
+    body = result.model.graph.node[-1].attribute
+    stored = [
+        numpy_helper.to_array(a.t) for item in body for n in item.g.node for a in n.attribute if a.name == "value"
+    ]
+    assert stored[0][0] == pytest.approx(2.0, abs=0.1)
