@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from conftest import DATA, MODELS, run_cli
 from onnx import helper, numpy_helper
+from test_schema import check
 
 import graphopt
 from graphopt.errors import InputError, NothingDone, PreconditionError
@@ -121,6 +122,7 @@ def test_a_quantized_student_gets_nearer_and_stays_in_integers(quantized: Path, 
             assert w is not None
             assert bias is not None
             np.testing.assert_allclose(bias.scale.reshape(-1), x.scale.reshape(-1) * w.scale.reshape(-1), rtol=1e-6)
+    check(result.report, "made")  # docs/report.schema.json
     entry = result.report["ledger"][-1]
     assert entry["metrics"]["judged_low"] > 0
     assert entry["metrics"]["best_step"] > 0
