@@ -67,7 +67,7 @@ def hold(verdict: Verdict, result: RunResult, report: dict[str, Any], *, strict:
     if promised is not None and promised["holds"] is False:
         raise with_report(
             NothingDone(
-                f"nothing here is faster on this machine: quantized it takes {promised['why']}; --allow-slower writes "
+                f"nothing here is faster on this machine: the result takes {promised['why']}; --allow-slower writes "
                 "it all the same; nothing was written"
             ),
             report,
