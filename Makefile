@@ -6,7 +6,7 @@ TORCH_VENV ?= .venv-torch
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint models fixtures bench-calibration clean
+.PHONY: demo test hostile lint models fixtures bench-calibration clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'graphopt needs Python 3.11 or newer; name one: make PYTHON=python3.12')"
@@ -20,6 +20,10 @@ demo: $(VENV)/.installed  ## the main job on a model and data that graphopt ship
 
 test: lint  ## everything; tests on real models run where `make models` has fetched them
 	$(BIN)/python -m pytest
+
+hostile: $(VENV)/.installed  ## every kind of hostile file on every verb; `make test` runs each on two
+	GRAPHOPT_KILLS=100 $(BIN)/python -m pytest -q tests/test_storage.py -k kill
+	$(BIN)/python tests/hostile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -16,11 +16,16 @@ __version__ = "0.1.0"
 _API = (
     "optimize",
     "quantize",
+    "compress",
+    "prune",
+    "unpack",
     "compare",
+    "convert",
     "bench",
     "bisect",
     "diff",
     "extract",
+    "finetune",
     "run",
     "tune",
     "sensitivity",
@@ -32,7 +37,21 @@ _API = (
     "Diff",
     "Bisection",
 )
-_ERRORS = ("GraphoptError", "InputError", "ModelError", "DataError", "GateFailed", "NothingDone", "RuntimeFailure")
+_ERRORS = (
+    "GraphoptError",
+    "InputError",
+    "ModelError",
+    "DataError",
+    "GateFailed",
+    "NothingDone",
+    "OverBudget",
+    "RuntimeFailure",
+)
+_ELSEWHERE = {
+    "simplify": "graphopt.drop_in",
+    "export": "graphopt.exporting",
+    "limits": "graphopt.budgets",
+}
 
 if TYPE_CHECKING:
     from graphopt.api import Bisection as Bisection
@@ -42,22 +61,30 @@ if TYPE_CHECKING:
     from graphopt.api import bench as bench
     from graphopt.api import bisect as bisect
     from graphopt.api import compare as compare
+    from graphopt.api import compress as compress
+    from graphopt.api import convert as convert
     from graphopt.api import diff as diff
     from graphopt.api import extract as extract
+    from graphopt.api import finetune as finetune
     from graphopt.api import inspect as inspect
     from graphopt.api import lint as lint
     from graphopt.api import lock as lock
     from graphopt.api import optimize as optimize
+    from graphopt.api import prune as prune
     from graphopt.api import quantize as quantize
     from graphopt.api import run as run
     from graphopt.api import sensitivity as sensitivity
     from graphopt.api import tune as tune
+    from graphopt.api import unpack as unpack
+    from graphopt.budgets import limits as limits
+    from graphopt.drop_in import simplify as simplify
     from graphopt.errors import DataError as DataError
     from graphopt.errors import GateFailed as GateFailed
     from graphopt.errors import GraphoptError as GraphoptError
     from graphopt.errors import InputError as InputError
     from graphopt.errors import ModelError as ModelError
     from graphopt.errors import NothingDone as NothingDone
+    from graphopt.errors import OverBudget as OverBudget
     from graphopt.errors import RuntimeFailure as RuntimeFailure
 
 
@@ -66,10 +93,12 @@ def __getattr__(name: str) -> Any:
 
     if name in _API:
         return getattr(importlib.import_module("graphopt.api"), name)
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
     if name in _ERRORS:
         return getattr(importlib.import_module("graphopt.errors"), name)
     raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_API, *_ERRORS])
+    return sorted([*globals(), *_API, *_ELSEWHERE, *_ERRORS])

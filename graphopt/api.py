@@ -13,9 +13,12 @@ from graphopt.base import Context, Skip
 from graphopt.benchmark import bench
 from graphopt.bisection import Bisection, bisect
 from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
+from graphopt.compression import compress, unpack
+from graphopt.conversion import convert
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
 from graphopt.extraction import cut_out
+from graphopt.finetuning import finetune
 from graphopt.gates import GateResult, MetricResult, drop_gate, measure
 from graphopt.graph import label
 from graphopt.inspection import inspect_model
@@ -39,6 +42,7 @@ from graphopt.pipeline import (
     requested,
 )
 from graphopt.presets import exact_passes, prepare
+from graphopt.pruned import prune
 from graphopt.ranking import sensitivity
 from graphopt.recipe import Recipe, chosen
 from graphopt.registry import create
@@ -358,14 +362,19 @@ __all__ = [
     "bench",
     "bisect",
     "compare",
+    "compress",
+    "convert",
     "diff",
     "extract",
+    "finetune",
     "inspect",
     "lint",
     "lock",
     "optimize",
+    "prune",
     "quantize",
     "run",
     "sensitivity",
     "tune",
+    "unpack",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -85,6 +85,16 @@ class Context:
     """Set by the pipeline: means per channel on calibration data, by value name and channel axis."""
     layer_inputs: Callable[[ir.Model, Sequence[Form]], dict[Form, Seen]] | None = None
     """Set by the pipeline: second moments of what layers read, and held-out inputs; forms it cannot tell are absent."""
+    layer_rows: (
+        Callable[
+            [ir.Model, Sequence[Form], Callable[[Form, int], int], bool], Iterator[tuple[Form, NDArray[np.float32]]]
+        ]
+        | None
+    ) = None
+    """Set by the pipeline: (model, forms, rows per sample of a form given how many samples, whether held-out ones) ->
+    each form with its inputs, sample by sample in the order of the data; of the same rows whatever the weights are."""
+    held_out: Callable[[ir.Model], Iterator[dict[str, NDArray[Any]]]] | None = None
+    """Set by the pipeline: the calibration samples that ``layer_inputs`` and ``layer_rows`` hold back."""
     collect: Callable[[ir.Model, Sequence[str], bool], Statistics] | None = None
     """Set by the manager: one statistics sweep, cached for the run."""
 

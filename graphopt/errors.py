@@ -73,6 +73,15 @@ class RuntimeFailure(GraphoptError):
     exit_code = ExitCode.BAD_INPUT
 
 
+class OverBudget(GraphoptError):
+    """A model asks for more memory, time or nodes than it may (:mod:`graphopt.budgets`).
+
+    No :class:`InputError`, so that nobody takes it for a model that merely cannot be run here and goes on without.
+    """
+
+    exit_code = ExitCode.BAD_INPUT
+
+
 class GateFailed(GraphoptError):
     """A gate or tolerance the user typed was not met; nothing was written."""
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import ModelError
+from graphopt.traversal import ir_graphs, subgraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -58,8 +59,8 @@ class ExternalFiles:
     """The data files of one model.
 
     ``folder`` is the model's own (None when it came as bytes: then only ``roots`` are open). A file is accepted when
-    its real path lies in one of them, it is a regular file, and no other user's hard link (below a root the user named,
-    links are the user's business: package caches are made of them).
+    its real path lies in one of them, it is a regular file, and no hard link (below a root the user named, links are
+    the user's business: package caches are made of them).
     """
 
     folder: Path | None
@@ -93,7 +94,7 @@ class ExternalFiles:
         if "location" not in entries:
             raise ModelError(f"external data of '{name}' has no location; export the model again")
         location = entries["location"]
-        needed = _tensor_bytes(tensor, name)
+        needed = tensor_bytes(tensor, name)
         offset = _integer(entries.get("offset", "0"), "offset", name)
         length = _integer(entries["length"], "length", name) if "length" in entries else needed
         if length != needed:
@@ -185,10 +186,10 @@ class ExternalFiles:
             real = _path_of(descriptor, path)
             if not self._inside(real, self._bases()):
                 raise ModelError(f"{what} moved out of the model's folder while it was opened; load the model again")
-            foreign = hasattr(os, "geteuid") and status.st_uid != os.geteuid()
-            if status.st_nlink > 1 and foreign and not self._inside(real, self._named()):
+            # An archive may hold a hard link to the user's own keys: whose the file is says nothing.
+            if status.st_nlink > 1 and not self._inside(real, self._named()):
                 raise ModelError(
-                    f"{what} is a hard link to another user's file; copy it, or name its folder with "
+                    f"{what} is a hard link to a file that may lie anywhere; copy it, or name its folder with "
                     "--external-root DIR if you trust it"
                 )
             self._places[location] = real, _identity(status)
@@ -261,7 +262,12 @@ def _integer(text: str, what: str, name: str) -> int:
     return int(text)
 
 
-def _tensor_bytes(tensor: onnx.TensorProto, name: str) -> int:
+def tensor_bytes(tensor: onnx.TensorProto, name: str) -> int:
+    """Bytes that dims and type say.
+
+    Raises:
+        ModelError: a negative dim, or a type of no fixed size.
+    """
     import onnx_ir as ir
 
     count = 1
@@ -278,25 +284,6 @@ def _tensor_bytes(tensor: onnx.TensorProto, name: str) -> int:
         raise ModelError(
             f"tensor '{name}' has a type that cannot be external ({tensor.data_type}); export the model again"
         ) from None
-
-
-def check_inline(tensor: onnx.TensorProto) -> None:
-    """Refuse a tensor inside the file whose bytes are fewer or more than its dims say.
-
-    Raises:
-        ModelError: naming the tensor.
-    """
-    import onnx
-
-    if not tensor.HasField("raw_data") or tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return
-    name = shown(tensor.name) or "(unnamed)"
-    needed, given = _tensor_bytes(tensor, name), len(tensor.raw_data)
-    if needed != given:
-        raise ModelError(
-            f"tensor '{name}' holds {given} bytes but its shape {shown(str(list(tensor.dims)))} needs {needed}; "
-            "export the model again"
-        )
 
 
 def _replace_external(model: ir.Model, mapped: Callable[[ir.ExternalTensor], ir.TensorProtocol]) -> None:
@@ -348,7 +335,7 @@ def adopt(model: ir.Model, roots: tuple[Path, ...]) -> bool:
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Main graph, its bodies, and the same for each function (``Model.graphs`` leaves functions out)."""
-    yield from model.graphs()
+    yield from ir_graphs(model)
     for function in model.functions.values():
         yield function.graph
-        yield from function.graph.subgraphs()
+        yield from subgraphs(function.graph)

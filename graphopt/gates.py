@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import InputError, did_you_mean
+from graphopt.sizes import parse_size as parse_size
 from graphopt.user_code import from_file, one_line
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def measure(
     count = len(samples)
     if count == 0:
         raise InputError(f"metric '{metric.name}' has no samples to be measured on; give --eval-data")
-    before, after = _call(metric, original, samples), _call(metric, candidate, samples)
+    before, after = evaluate(metric, original, samples), evaluate(metric, candidate, samples)
     was, now = _per_sample(metric, original, samples, before), _per_sample(metric, candidate, samples, after)
     rng = np.random.default_rng(seed)
     if was is not None and now is not None:
@@ -147,7 +148,9 @@ def _resampled(
     index = rng.integers(0, len(samples), len(samples))
     pick = [samples[i] for i in index]
     try:
-        return _call(metric, [candidate[i] for i in index], pick) - _call(metric, [original[i] for i in index], pick)
+        return evaluate(metric, [candidate[i] for i in index], pick) - evaluate(
+            metric, [original[i] for i in index], pick
+        )
     except InputError:  # a metric may rightly refuse a resample (of one class only)
         return math.nan
 
@@ -167,7 +170,8 @@ def _per_sample(
     )
 
 
-def _call(metric: Metric, outputs: Sequence[Record], samples: Sequence[Record]) -> float:
+def evaluate(metric: Metric, outputs: Sequence[Record], samples: Sequence[Record]) -> float:
+    """The metric of one model's outputs. Raises InputError as :func:`measure`."""
     try:
         value = metric.function(outputs, samples)
     except InputError:
@@ -223,21 +227,3 @@ def parse_drop(text: str, reference: float) -> float:
         raise InputError(f"--max-drop '{text}' is no drop; write 1% (relative) or 0.01 (absolute)")
     value = float(match[1])
     return value / 100 * abs(reference) if match[2] else value
-
-
-def parse_size(text: str, reference: int) -> int:
-    """Bytes from ``25MB``, ``800kB``, ``1GiB``, or a ratio of ``reference`` such as ``0.3``.
-
-    Raises:
-        InputError: not a size.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:([kmg]i?)?(b?))\s*", str(text), re.IGNORECASE)
-    if match is None:
-        raise InputError(f"'{text}' is no size; write 25MB, 800kB, or a ratio such as 0.3")
-    value, unit = float(match[1]), (match[2] or "").lower()
-    if not unit and not match[3]:
-        if value > 1 and not value.is_integer():
-            raise InputError(f"'{text}' is no size: neither a ratio (0 to 1) nor a whole number of bytes")
-        return int(value * reference) if value <= 1 else int(value)
-    base = 1024 if unit.endswith("i") else 1000
-    return int(value * base ** " kmg".index(unit[:1] or " "))

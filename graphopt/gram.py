@@ -167,7 +167,7 @@ def collect_inputs(
     found: dict[Form, LayerInput] = {}
     for turn in turns:
         seen: dict[Form, LayerInput] = {}
-        for form, picked in _each(
+        for form, picked in each_input(
             model, turn, feeds, first, lambda f: rows or _rows_for(f, samples or 1), cap, threads
         ):
             if form not in seen:
@@ -202,7 +202,7 @@ def sample_inputs(
     count = sum(samples_in(feed) for feed in feeds) if samples is None else samples
     each = max(-(-most // max(count, 1)), 1)
     found: dict[Form, list[NDArray[np.float32]]] = {}
-    for form, picked in _each(model, list(dict.fromkeys(forms)), feeds, first, lambda _: each, cap, threads):
+    for form, picked in each_input(model, list(dict.fromkeys(forms)), feeds, first, lambda _: each, cap, threads):
         found.setdefault(form, []).append(picked)
     return {form: np.concatenate(parts, axis=2)[:, :, :most] for form, parts in found.items()}
 
@@ -240,7 +240,7 @@ class _Folder:
         return mapped  # type: ignore[no-any-return]
 
 
-def _each(
+def each_input(
     model: ir.Model,
     forms: Sequence[Form],
     feeds: Feeds,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.traversal import bodies as bodies
+from graphopt.traversal import ir_graphs as ir_graphs
+from graphopt.traversal import nodes as nodes
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
-
-
-def nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every node of the main graph and of all bodies under it, in order of execution; functions are not entered."""
-    yield from ir.traversal.RecursiveGraphIterator(model.graph)
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -69,21 +67,10 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return tuple(dims) if len(dims) == len(value.shape) else None
 
 
-def bodies(node: ir.Node) -> list[ir.Graph]:
-    """The subgraphs a control-flow node holds."""
-    found: list[ir.Graph] = []
-    for item in node.attributes.values():
-        if item.type == ir.AttributeType.GRAPH:
-            found.append(item.as_graph())
-        elif item.type == ir.AttributeType.GRAPHS:
-            found.extend(item.as_graphs())
-    return found
-
-
 def value_names(model: ir.Model) -> set[str]:
     """All value names anywhere, so that a fresh one shadows nothing."""
     names: set[str] = set()
-    for graph in model.graphs():
+    for graph in ir_graphs(model):
         names.update(v.name for v in graph.inputs if v.name)
         names.update(graph.initializers)
         names.update(v.name for node in graph for v in node.outputs if v.name)

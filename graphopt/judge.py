@@ -215,6 +215,13 @@ def _collapse(verdict: Verdict) -> None:
         )
 
 
+def size_verdict(gates: Gates, sizes: tuple[int, int]) -> Verdict:
+    """The verdict where nothing is run: only ``max_size`` can be held to, on ``sizes`` (original, candidate)."""
+    verdict = Verdict()
+    _gate(verdict, gates, sizes)
+    return verdict
+
+
 def _gate(verdict: Verdict, gates: Gates, sizes: tuple[int, int]) -> None:
     if gates.max_drop is not None:
         if verdict.metric is None:

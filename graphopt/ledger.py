@@ -76,7 +76,7 @@ class RunResult:
     ledger: list[LedgerEntry]
     notes: list[str]
     exact: ir.Model | None = None
-    """The model as the first approximate pass found it; None where none changed anything."""
+    """The model as the last approximate pass that changed it found it; None where none changed anything."""
     comparison: Comparison | None = None
     """``model`` against the original, where verifying left one: see :class:`graphopt.verify.Verifier`."""
     adopted: Pass | None = None

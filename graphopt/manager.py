@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.base import VERIFY as VERIFY
 from graphopt.base import Change, Context, Pass, PassResult, Pipeline, Repeat, Skip
-from graphopt.errors import ExitCode, GraphoptError, PreconditionError
+from graphopt.errors import ExitCode, GraphoptError, OverBudget, PreconditionError
 from graphopt.graph import nodes
 from graphopt.ledger import Guilt, LedgerEntry, RunResult
 from graphopt.model import clone, fingerprint, weight_bytes
@@ -172,6 +172,8 @@ class _Run:
             self.model = self.model if untouched else clone(before)
             self._record(entry, PassResult())
             entry.status, entry.reason = "skipped", str(error)
+        except OverBudget:
+            raise  # the model is to blame, and nothing may run it
         except Exception as error:
             ours = isinstance(error, GraphoptError)
             if pass_.contract != "exact" and isinstance(error, GraphoptError) and error.exit_code != ExitCode.INTERNAL:
@@ -185,7 +187,7 @@ class _Run:
             self.snapshot, self.idle, self.comparison = None, [], None
         else:
             self.idle.append(pass_)
-        if entry.changes and pass_.contract != "exact" and self.exact is None:
+        if entry.changes and pass_.contract != "exact":
             self.exact = before
         if entry.changes and pass_.contract == "exact":
             self.steps.append(_Step(pass_, entry, before))

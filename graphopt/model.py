@@ -19,10 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt import residue
+from graphopt import costing, residue
 from graphopt.errors import GraphoptError, InputError, ModelError
-from graphopt.external import ExternalFiles, adopt, all_graphs, check_inline, shown
+from graphopt.expansion import check_readable
+from graphopt.external import ExternalFiles, adopt, all_graphs, shown
+from graphopt.inline import check_inline
+from graphopt.opened import PROTO_LIMIT as PROTO_LIMIT
+from graphopt.opened import read_file
+from graphopt.opened import read_stdin as read_stdin
 from graphopt.residue import graphs as graphs
+from graphopt.schemas import check_nodes
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -30,9 +37,6 @@ if TYPE_CHECKING:
 
 ModelLike = Any
 """A path, ``bytes``, ``"-"`` (stdin), ``onnx.ModelProto``, ``onnx_ir.Model``, or what a registered loader takes."""
-
-PROTO_LIMIT = 2**31 - 1
-"""Bytes: protobuf cannot serialize a larger message, so larger models keep their weights in a data file."""
 
 _LARGE = 1024
 """Bytes from which a fingerprint takes a tensor's hash instead of the tensor."""
@@ -42,7 +46,7 @@ _EXTERNAL = "graphopt.external"
 _ANNOTATION = "quant_parameter_tensor_names"  # where onnx-ir keeps a value's quantization annotation
 
 _LOADERS: dict[str, Callable[[Any], onnx.ModelProto]] = {}
-_LOADER_MODULES = {"onnx_graphsurgeon": "graphopt.surgery"}
+_LOADER_MODULES = {"onnx_graphsurgeon": "graphopt.surgery", "torch": "graphopt.exporters"}
 """Imported by name when such an object comes: whoever holds one has paid for the import already."""
 
 
@@ -92,6 +96,7 @@ def load(source: ModelLike, *, external_roots: Sequence[str | Path] = ()) -> ir.
         proto.CopyFrom(source)  # what follows rewrites sparse tensors in place
         where = "the ModelProto given"
         _require_graph(proto, where)
+        check_readable(proto, where)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         proto, where = _parse(bytes(source), "the bytes given"), "the bytes given"
     elif isinstance(source, str) and source == "-":
@@ -103,6 +108,7 @@ def load(source: ModelLike, *, external_roots: Sequence[str | Path] = ()) -> ir.
         folder = Path.cwd() / path.parent  # where the name stands, links not followed
     else:
         proto, where = _loader(source)(source), f"the {type(source).__name__} given"
+        check_readable(proto, where)
     return _from_proto(proto, where, ExternalFiles(folder, roots))
 
 
@@ -139,25 +145,8 @@ def read_proto(source: str | Path) -> onnx.ModelProto:
         InputError, ModelError: as :func:`load`.
     """
     if str(source) == "-":
-        return _parse(sys.stdin.buffer.read(), "standard input")
-    return _parse(_read(Path(source)), shown(str(source)))
-
-
-def _read(path: Path) -> bytes:
-    where = shown(str(path))
-    try:
-        if path.stat().st_size > PROTO_LIMIT:
-            raise ModelError(
-                f"{where} is larger than 2 GB, more than one ONNX file can hold; export it with external data"
-            )
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"no such file: {where}; check the path") from None
-    except IsADirectoryError:
-        raise InputError(f"{where} is a folder; give the .onnx file in it") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {where}: {reason}; check the path and its permissions") from error
+        return _parse(read_stdin(), "standard input")
+    return _parse(read_file(Path(source)), shown(str(source)))
 
 
 _FORMATS: tuple[tuple[int, bytes, str], ...] = (
@@ -186,6 +175,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
             f"{where} is not an ONNX model (the protobuf does not parse: truncated, or another format); export it again"
         ) from None
     _require_graph(proto, where)
+    check_readable(proto, where)
     return proto
 
 
@@ -202,6 +192,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, external: ExternalFiles) -> 
 
     try:
         check_proto(proto, where)
+        check_nodes(proto, where)
         for tensor in (*residue.dense_tensors(proto), *residue.opaque_tensors(proto)):
             external.check(tensor)
             check_inline(tensor)
@@ -215,6 +206,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, external: ExternalFiles) -> 
         raise
     except Exception as error:  # onnx-ir raises whatever it met; the file is to blame, not the reader
         raise ModelError(f"{where} is not a valid ONNX model ({_innermost(error)}); export it again") from error
+    costing.started(model)
     model.meta[_TRAINING] = training
     model.meta[_EXTERNAL] = external.used
     return model
@@ -241,11 +233,19 @@ def clone(model: ir.Model) -> ir.Model:
         # onnx-ir shares these with the original, and `value.dtype = ...` writes into them
         for value in (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)):
             if value.type is not None:
-                value.type = copy.deepcopy(value.type)
+                value.type = _copied(value.type)
             if _ANNOTATION in value.meta:
                 value.meta[_ANNOTATION] = dict(value.meta[_ANNOTATION])
     twin.meta.update(model.meta)
     return twin
+
+
+def _copied(kind: ir.TypeProtocol) -> ir.TypeProtocol:
+    import onnx_ir as ir
+
+    if kind.__class__ is ir.TensorType:  # copy.deepcopy takes ten times as long, which counts for 100,000 values
+        return ir.TensorType(kind.dtype, denotation=kind.denotation)
+    return copy.deepcopy(kind)
 
 
 def is_external(model: ir.Model) -> bool:
@@ -257,7 +257,7 @@ def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers, as stored."""
     return sum(
         value.const_value.nbytes
-        for graph in model.graphs()
+        for graph in ir_graphs(model)
         for value in graph.initializers.values()
         if value.const_value is not None
     )
@@ -294,7 +294,7 @@ def to_bytes(model: ir.Model) -> bytes:
     from google.protobuf.message import EncodeError
 
     stored = [
-        v.const_value for graph in model.graphs() for v in graph.initializers.values() if v.const_value is not None
+        v.const_value for graph in ir_graphs(model) for v in graph.initializers.values() if v.const_value is not None
     ]
     if sum(tensor.nbytes for tensor in stored if not isinstance(tensor, ir.ExternalTensor)) < PROTO_LIMIT:
         try:
@@ -312,7 +312,7 @@ def fingerprint(model: ir.Model) -> str:
     import onnx_ir as ir
 
     light = clone(model)
-    for graph in light.graphs():
+    for graph in ir_graphs(light):
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None or tensor.nbytes < _LARGE or tensor.dtype.is_string():
@@ -335,6 +335,9 @@ def tensor_buffer(tensor: ir.TensorProtocol) -> bytes | memoryview:
         array = tensor.numpy()
         if array.flags.c_contiguous and array.dtype.isbuiltin and sys.byteorder == "little":
             return array.reshape(-1).view(np.uint8).data if array.size else b""
+    packed = getattr(tensor, "raw", None)
+    if isinstance(packed, np.ndarray) and packed.dtype == np.uint8 and packed.size == tensor.nbytes and packed.size:
+        return packed.reshape(-1).data  # 4-bit types as they are stored
     data: bytes = tensor.tobytes()
     return data
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.external import ExternalFiles, check_inline, shown
+from graphopt.external import ExternalFiles, shown
+from graphopt.inline import check_inline
 
 if TYPE_CHECKING:
     import onnx_ir as ir

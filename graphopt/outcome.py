@@ -23,9 +23,11 @@ def blank(about_input: dict[str, Any]) -> dict[str, Any]:
         "ledger": [],
         "sensitivity": None,
         **Verdict().as_dict(),
+        "floor": None,
         "never_slower": None,
         "placement": None,
         "tuning": None,
+        "package": None,
         "notes": [],
         "reproducer": None,
         "exit_code": 0,
@@ -59,6 +61,13 @@ def narrowed(result: RunResult, pipeline: Pipeline) -> list[str]:
 def hold(verdict: Verdict, result: RunResult, report: dict[str, Any], *, strict: bool) -> None:
     """Raise where a gate failed, a revert matters to the user, or the result is slower than was promised."""
     problems = [f"gate {g.gate} {g.asked} failed: {g.measured}" for g in verdict.failed]
+    floor = report["floor"]
+    if floor is not None and floor["holds"] is False:
+        problems.append(
+            f"quantized, its worst output keeps {floor['result_db'] or 0:.1f} dB SQNR on calibration samples held "
+            f"back, below the floor of {floor['limit_db']:g} dB; no smaller part keeps more; a lower "
+            "--min-sqnr writes it all the same, --metric with --max-drop judges it by its task"
+        )
     if strict and result.reverted:
         problems += [f"pass {e.name} was {e.status}: {e.reason}" for e in result.reverted]
     if problems:
@@ -67,7 +76,7 @@ def hold(verdict: Verdict, result: RunResult, report: dict[str, Any], *, strict:
     if promised is not None and promised["holds"] is False:
         raise with_report(
             NothingDone(
-                f"nothing here is faster on this machine: the result takes {promised['why']}; --allow-slower writes "
+                f"nothing here is faster on this machine: it takes {promised['why']}; --allow-slower writes "
                 "it all the same; nothing was written"
             ),
             report,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,13 @@ from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.judge import Verdict, judge
 from graphopt.ledger import RunResult
 from graphopt.manager import VERIFY, PassManager
-from graphopt.model import ModelLike, interface, load, to_proto
+from graphopt.model import ModelLike, interface, load, read_stdin, to_proto
 from graphopt.outcome import blank, hold, merge_notes, narrowed, something_done
 from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
-from graphopt.search.budget import keep_to_budget
+from graphopt.search.budget import damages, keep_to_budget
+from graphopt.search.pruning import prune_to_budget
 from graphopt.search.speed import Promise, told, untold
 from graphopt.storage import save
 from graphopt.sweeps import attach
@@ -175,7 +175,7 @@ def read_source(source: ModelLike, options: Options) -> tuple[ir.Model, ModelLik
     """The model, and what it was read from: standard input can be read only once, so it becomes bytes."""
     if str(source) != "-":
         return load(source, external_roots=options.external_roots), source
-    data = sys.stdin.buffer.read()
+    data = read_stdin()
     try:
         return load(data, external_roots=options.external_roots), data
     except ModelError as error:
@@ -238,8 +238,11 @@ def make(
     result = PassManager(pipeline, verify=options.verify, raise_preconditions=must).run(model, context)
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
     something_done(result, pipeline, must, report)
+    kept = None
     if options.search:
-        report["sensitivity"] = keep_to_budget(result, pipeline, model, context, options.gates, metric)
+        prune_to_budget(result, pipeline, model, context, options.gates, metric)
+        kept = keep_to_budget(result, pipeline, model, context, options.gates, metric)
+        report["sensitivity"] = damages(kept)
         report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"] += narrowed(result, pipeline) + result.notes
     if promise is not None and promise.wanted(None, None):
@@ -247,7 +250,12 @@ def make(
     verdict = _judged(promise, result, model, context, options, metric, report)
     if promise is not None and promise.wanted(verdict, report["never_slower"]):
         _place(promise, result, pipeline, model, context, options, metric, report)
+        if kept is not None:
+            kept.again(result.model)
         verdict = _judged(promise, result, model, context, options, metric, report)
+    if kept is not None:
+        report["floor"] = kept.floor()
+        kept.warn(verdict.comparison, report["notes"])
     report.update(verdict.as_dict())
     merge_notes(report["notes"], verdict.notes + untold(report["never_slower"]))
     report["reproducer"] = str(result.reproducer) if result.reproducer else None

@@ -48,18 +48,19 @@ def prepare(model: ir.Model, target: str, *, calibrated: bool = False, exclude: 
     calibration data (``calibrated``), the exact one that looks at it too, but for the layers to ``exclude``."""
     wanted = get_target(target).opset
     upgrade = _upgrade(model, wanted) if 0 < opset(model) < wanted else []
-    inline = _inline(model) if not upgrade else []  # layers in functions are layers all the same
+    inlined = inline(model) if not upgrade else []  # layers in functions are layers all the same
     smooth = [create("smooth", {"exclude": list(exclude)} if exclude else {})] if calibrated else []
-    return [*upgrade, *inline, *exact_passes(), *smooth]
+    return [*upgrade, *inlined, *exact_passes(), *smooth]
 
 
-def _inline(model: ir.Model) -> list[Pass]:
+def inline(model: ir.Model) -> list[Pass]:
+    """What brings the layers in functions into the graph."""
     return [create("inline-functions", {})] if model.functions else []
 
 
 def _upgrade(model: ir.Model, wanted: int) -> list[Pass]:
     """Functions first become part of the graph: onnx's converter leaves them as they are."""
-    return [*_inline(model), create("upgrade-opset", {"to": wanted})]
+    return [*inline(model), create("upgrade-opset", {"to": wanted})]
 
 
 def asked(

@@ -196,6 +196,7 @@ _RULES: dict[str, Rule] = {
     "Sub": lambda x, a: x[0] - x[1],
     "Mul": lambda x, a: x[0] * x[1],
     "Div": _divide,
+    "Pow": lambda x, a: np.power(x[0], x[1]).astype(x[0].dtype),
     "Mod": lambda x, a: np.fmod(x[0], x[1]) if a.get("fmod") else np.mod(x[0], x[1]),
     "Neg": lambda x, a: -x[0],
     "Floor": lambda x, a: np.floor(x[0]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.external import MappedFile, mapped_file
 from graphopt.model import clone, to_proto
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +37,7 @@ def referring(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
     if folder is None:
         return to_proto(model), None
     light = clone(model)
-    for graph in light.graphs():
+    for graph in ir_graphs(light):
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and (file := files.get(id(tensor))) is not None:
@@ -54,7 +55,7 @@ def referring(model: ir.Model) -> tuple[onnx.ModelProto, Path | None]:
 def referred_bytes(model: ir.Model) -> int:
     """Bytes of the weights that :func:`referring` leaves in their files."""
     files = _files(model)
-    stored = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    stored = (value.const_value for graph in ir_graphs(model) for value in graph.initializers.values())
     return sum(tensor.nbytes for tensor in stored if tensor is not None and id(tensor) in files)
 
 
@@ -62,7 +63,7 @@ def _files(model: ir.Model) -> dict[int, MappedFile]:
     """The file of each large weight by the tensor's id; none at all where it does not pay or a file has changed."""
     found: dict[int, MappedFile] = {}
     total = 0
-    for graph in model.graphs():
+    for graph in ir_graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and tensor.nbytes >= _LARGE and (file := mapped_file(tensor)) is not None:

@@ -16,6 +16,7 @@ from graphopt.user_code import one_line
 GROUP = "graphopt.passes"
 
 PASSES: dict[str, str] = {
+    "prune": "graphopt.passes.prune:Prune",
     "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
     "fold-overridable": "graphopt.passes.fold_overridable:FoldOverridable",
     "freeze-shapes": "graphopt.passes.freeze_shapes:FreezeShapes",
@@ -38,6 +39,8 @@ PASSES: dict[str, str] = {
     "smooth": "graphopt.passes.smooth:Smooth",
     "quantize-static": "graphopt.passes.quantize_static:QuantizeStatic",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
+    "compress-weights": "graphopt.passes.compress_weights:CompressWeights",
+    "finetune": "graphopt.passes.finetune:Finetune",
 }
 """name -> "module:Class", in the order a pipeline would use them. Nothing is imported until it is asked for."""
 

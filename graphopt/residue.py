@@ -44,8 +44,8 @@ def _function_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from function.node
 
 
-def _attributes(proto: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
-    for graph in graphs(proto):
+def _attributes(proto: onnx.ModelProto, within: list[onnx.GraphProto]) -> Iterator[onnx.AttributeProto]:
+    for graph in within:
         for node in graph.node:
             yield from node.attribute
     for node in _function_nodes(proto):
@@ -54,8 +54,8 @@ def _attributes(proto: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
         yield from function.attribute_proto
 
 
-def _infos(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
-    for graph in graphs(proto):
+def _infos(proto: onnx.ModelProto, within: list[onnx.GraphProto]) -> Iterator[onnx.ValueInfoProto]:
+    for graph in within:
         yield from graph.input
         yield from graph.output
         yield from graph.value_info
@@ -70,9 +70,10 @@ def _sparse(proto: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
 
 def dense_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor that becomes an onnx-ir tensor: initializers and attributes, in functions too."""
-    for graph in graphs(proto):
+    within = list(graphs(proto))
+    for graph in within:
         yield from graph.initializer
-    for attribute in _attributes(proto):
+    for attribute in _attributes(proto, within):
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
@@ -80,10 +81,11 @@ def dense_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def opaque_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor that travels as residue: the parts of sparse ones, and those of the training information."""
-    for graph in graphs(proto):
+    within = list(graphs(proto))
+    for graph in within:
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-    for attribute in _attributes(proto):
+    for attribute in _attributes(proto, within):
         yield from _sparse(attribute)
     for info in proto.training_info:
         for graph in _under([info.initialization, info.algorithm], []):
@@ -100,18 +102,19 @@ def take(proto: onnx.ModelProto) -> list[bytes]:
     """Hide in ``proto`` what onnx-ir cannot hold; returns the training information, which has no place in a graph."""
     import onnx
 
-    for info in _infos(proto):
+    within = list(graphs(proto))
+    for info in _infos(proto, within):
         if not _plain(info.type):
             info.metadata_props.add(key=_TYPE, value=_text(info.type))
             info.ClearField("type")
-    for attribute in _attributes(proto):
+    for attribute in _attributes(proto, within):
         if attribute.type == onnx.AttributeProto.UNDEFINED and not attribute.ref_attr_name:
             attribute.type = _kind(attribute)  # files of IR version 1 leave it out
         if _opaque(attribute):
             hidden = onnx.AttributeProto(name=_ATTRIBUTE + attribute.name, type=onnx.AttributeProto.STRING)
             hidden.s = _text(attribute).encode()
             attribute.CopyFrom(hidden)  # in its place: the order of attributes stays
-    for graph in graphs(proto):
+    for graph in within:
         if graph.sparse_initializer:
             nodes = [_sparse_node(sparse) for sparse in graph.sparse_initializer] + list(graph.node)
             del graph.sparse_initializer[:], graph.node[:]
@@ -125,16 +128,17 @@ def put_back(proto: onnx.ModelProto, training: list[bytes]) -> None:
     """Undo :func:`take`."""
     import onnx
 
-    for info in _infos(proto):
+    within = list(graphs(proto))
+    for info in _infos(proto, within):
         for index, entry in enumerate(info.metadata_props):
             if entry.key == _TYPE:
                 info.type.ParseFromString(base64.b64decode(entry.value))
                 del info.metadata_props[index]
                 break
-    for attribute in _attributes(proto):
+    for attribute in _attributes(proto, within):
         if attribute.name.startswith(_ATTRIBUTE):
             attribute.ParseFromString(base64.b64decode(attribute.s))
-    for graph in graphs(proto):
+    for graph in within:
         hidden = [node for node in graph.node if node.domain == DOMAIN]
         if not hidden:
             continue

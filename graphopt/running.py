@@ -12,6 +12,9 @@ from graphopt.pipeline import Result, make, merge_options
 from graphopt.recipe import Recipe, read
 from graphopt.search.speed import Promise
 
+_MUST = ("prune", "compress-weights", "finetune")
+"""What a recipe names them for: where they do nothing, nothing was done."""
+
 
 def run(
     recipe: str | Path | Recipe | None = None,
@@ -46,9 +49,11 @@ def run(
         raise InputError('the recipe names no model; add model = "path.onnx", or use graphopt optimize IN --recipe R')
     merged = merge_options(options, given)
     merged.settings = {"recipe": recipe}
-    working = [p.name for p in flatten(given.passes) if p.name.startswith("quantize-")]
-    promise = Promise(allow_slower or given.allow_slower) if working else None
-    result = make(given.model, given.passes, merged, verb="run", must=working[:1], promise=promise)
+    names = [p.name for p in flatten(given.passes)]
+    quantizing = [name for name in names if name.startswith("quantize-")]
+    promise = Promise(allow_slower or given.allow_slower) if quantizing else None
+    must = [*quantizing[:1], *(name for name in _MUST if name in names)]
+    result = make(given.model, given.passes, merged, verb="run", must=must, promise=promise)
     if given.output is not None:
         result.save(given.output)
     return result

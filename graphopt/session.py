@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import GraphoptError, RuntimeFailure
+from graphopt import watching
+from graphopt.costing import NOTHING, Estimate, check_runnable
+from graphopt.errors import GraphoptError, OverBudget, RuntimeFailure
 from graphopt.references import referring
 from graphopt.storage import INLINE_LIMIT, save
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 Feeds = Mapping[str, "NDArray[Any]"]
 Outputs = dict[str, "NDArray[Any]"]
+
+# From 1.32 on ONNX Runtime reports to its maker from Linux and macOS too, and keeps an identifier in the home folder,
+# unless this is set before it is loaded. Nobody who optimizes a model has asked for that; whoever did can set it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _OPTIMIZED = "optimized.onnx"
 
@@ -50,6 +57,7 @@ class Loadable:
     folder: Path | None
     convolutions: bool
     scratch: tempfile.TemporaryDirectory[str] | None = None
+    estimate: Estimate = NOTHING
 
 
 def loadable(
@@ -64,10 +72,12 @@ def loadable(
     Raises:
         ModelError: as :func:`graphopt.model.to_proto`.
         RuntimeFailure: it cannot be written.
+        OverBudget: it would take more than a model of its size may.
     """
     import onnx_ir as ir
 
     proto, folder = referring(model) if isinstance(model, ir.Model) else (model, None)
+    estimate = check_runnable(model, proto) if isinstance(model, ir.Model) else NOTHING
     if sizes:
         proto.graph.node.extend(sizes)
     if taps or not outputs:
@@ -75,13 +85,13 @@ def loadable(
     convolutions = any(node.op_type == "Conv" for node in proto.graph.node)
     try:
         if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
-            return Loadable(bytes(proto.SerializeToString()), folder, convolutions)
+            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, estimate=estimate)
         scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
         path = Path(scratch.name) / "model.onnx"
         save(ir.from_proto(proto), path, external=True)
     except Exception as error:  # protobuf and onnx-ir raise whatever they met
         raise _not_loaded(error) from error
-    return Loadable(str(path), folder, convolutions, scratch)
+    return Loadable(str(path), folder, convolutions, scratch, estimate)
 
 
 def _not_loaded(error: Exception) -> RuntimeFailure:
@@ -95,7 +105,7 @@ class Session:
     choice to the runtime; ``taps`` are names of inner values returned beside the outputs (``outputs`` False: instead
     of them). ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`.
     ``sizes`` are Size nodes put into the graph and run as soon as they can, so that nothing is kept alive for them.
-    ``profile`` records what each node takes; see :meth:`profiled`.
+    ``profile`` records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float.
 
     Large weights in a data file are read from that file in place (:func:`graphopt.references.referring`). Their kernels
     then do not repack them, which would copy every weight, unless the session is ``timed``.
@@ -116,13 +126,17 @@ class Session:
         sizes: Sequence[onnx.NodeProto] = (),
         timed: bool = False,
         profile: bool = False,
+        integers: bool = True,
     ) -> None:
         options = _session_options(optimize=optimize, threads=threads, sizes_first=bool(sizes))
         given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
         source, folder, self._scratch = given.source, given.folder, given.scratch
+        self._estimate = given.estimate
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
+        if not integers:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if profile:
             self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="graphopt-")
             options.enable_profiling = True
@@ -147,7 +161,10 @@ class Session:
         """
         wanted = list(names) if names is not None else self.output_names
         try:
-            values = self._session.run(wanted, {k: v for k, v in feeds.items() if k in self.input_names})
+            given = {k: v for k, v in feeds.items() if k in self.input_names}
+            values = watching.run(self._session, wanted, given, self._estimate, _run_options)
+        except OverBudget:
+            raise
         except Exception as error:
             raise RuntimeFailure(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
         return dict(zip(wanted, values, strict=True))
@@ -180,6 +197,14 @@ def _session_options(*, optimize: bool, threads: int | None, sizes_first: bool) 
     # A pool that spins between runs steals the core from whoever works on the outputs, or is timed next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _run_options() -> Any:
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = 4
     return options
 
 
@@ -288,8 +313,8 @@ def _tap_bytes(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int
     import onnx
     import onnx_ir as ir
 
-    known = {v.name: v for g in model.graphs() for v in g.inputs}
-    known |= {v.name: v for g in model.graphs() for node in g for v in node.outputs}
+    known = {v.name: v for g in ir_graphs(model) for v in g.inputs}
+    known |= {v.name: v for g in ir_graphs(model) for node in g for v in node.outputs}
     sizes: dict[str, int] = {}
     measured: dict[str, tuple[str, int]] = {}
     nodes: list[onnx.NodeProto] = []

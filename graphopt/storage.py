@@ -16,9 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
+
 from graphopt.errors import InputError, command
 from graphopt.external import shown
 from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, weight_bytes
+from graphopt.spill import let_go
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,7 +72,7 @@ def _commit(model: ir.Model, target: Path, where: str, before: set[Path], *, ext
         if external:
             model, data, existed = _write_data(model, target)
         content = to_bytes(model)
-        with _replacing(target) as stream:
+        with replacing(target) as stream:
             stream.write(content)
     except BaseException as error:
         if data is not None and not existed:
@@ -113,14 +117,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         InputError: it cannot be written there.
     """
     try:
-        with _replacing(Path(os.path.realpath(path))) as stream:
+        with replacing(Path(os.path.realpath(path))) as stream:
             stream.write(data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
+def replacing(target: Path) -> Iterator[IO[bytes]]:
     """A temporary file beside ``target`` that takes its place once it is complete and on disk."""
     with _temporary(target.parent) as (temporary, stream):
         yield stream
@@ -174,7 +178,7 @@ def _write_data(model: ir.Model, target: Path) -> tuple[ir.Model, Path | None, b
     placed: list[tuple[ir.Value, int, int]] = []
     with _temporary(target.parent) as (temporary, stream):
         position = 0
-        for graph in light.graphs():
+        for graph in ir_graphs(light):
             for value in graph.initializers.values():
                 tensor = value.const_value
                 if tensor is None or tensor.nbytes < _SMALL or tensor.dtype.is_string():
@@ -185,6 +189,7 @@ def _write_data(model: ir.Model, target: Path) -> tuple[ir.Model, Path | None, b
                 for part in (padding, buffer):
                     digest.update(part)
                     stream.write(part)
+                let_go(np.frombuffer(buffer, np.uint8))
                 placed.append((value, position + len(padding), len(buffer)))
                 position += len(padding) + len(buffer)
         if not placed:

@@ -34,6 +34,8 @@ def check_proto(proto: onnx.ModelProto, where: str) -> None:
     """
     if not proto.opset_import and proto.ir_version >= 3:
         raise ModelError(f"{where} declares no opset; export it again")
+    if not proto.graph.output:
+        raise ModelError(f"{where} has no outputs, so it makes nothing; export it again")
     problem = _names_problem(proto) or _graph_problem(proto.graph, set(), 0) or _functions_problem(proto)
     if problem:
         raise ModelError(f"{where} is not a valid ONNX model: {problem}; export it again")

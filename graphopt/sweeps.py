@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
 from graphopt.base import Context
-from graphopt.gram import Seen, collect_inputs, sample_inputs
+from graphopt.gram import Seen, collect_inputs, each_input, sample_inputs
 from graphopt.model import interface
+from graphopt.session import TAP_CHUNK_BYTES
 from graphopt.statistics import Statistics, channel_means, collect
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +42,8 @@ class Feeds:
 
 
 def attach(context: Context) -> None:
-    """Give ``context`` its sweeps, each over ``context.data`` as it is when asked."""
+    """Give ``context`` its sweeps, each over ``context.data`` as it is when asked; what was seen of a model is
+    remembered until another one is asked about, so that every way of quantizing it costs one sweep together."""
 
     def feeds(model: ir.Model, dataset: Dataset | None) -> Feeds:
         assert dataset is not None
@@ -72,9 +75,117 @@ def attach(context: Context) -> None:
         rest = sample_inputs(model, list(moments), feeds(model, held), most=_HELD, samples=len(held), threads=threads)
         return {form: Seen(seen, rest[form]) for form, seen in moments.items() if form in rest}
 
-    context.collect = sweep
-    context.channel_means = means
-    context.layer_inputs = layer_inputs
+    def layer_rows(
+        model: ir.Model, forms: Sequence[Form], rows: Callable[[Form, int], int], held: bool
+    ) -> Iterator[tuple[Form, NDArray[np.float32]]]:
+        assert context.data is not None
+        parts = hold_back(context.data.take(_GRAM_SAMPLES), interface(model)[0])
+        chosen = feeds(model, parts[held])
+        first = next(iter(chosen))
+        yield from each_input(
+            model, forms, chosen, first, lambda f: rows(f, len(parts[held])), TAP_CHUNK_BYTES, context.threads
+        )
+
+    def held_out(model: ir.Model) -> Iterator[dict[str, NDArray[Any]]]:
+        assert context.data is not None
+        inputs = interface(model)[0]
+        yield from Feeds(hold_back(context.data.take(_GRAM_SAMPLES), inputs)[1], inputs)
+
+    seen = _Remembered(context, sweep, means, layer_inputs)
+    context.collect = seen.collect
+    context.channel_means = seen.channel_means
+    context.layer_inputs = seen.layer_inputs
+    context.held_out = held_out
+    context.layer_rows = layer_rows
+
+
+@dataclass
+class _Remembered:
+    """The sweeps of one model at a time. What a search asks again, for a copy that shares its weights, is known."""
+
+    context: Context
+    sweep: Callable[[ir.Model, Sequence[str], bool], Statistics]
+    means: Callable[[ir.Model, Mapping[str, int]], dict[str, NDArray[np.float64]]]
+    inputs: Callable[[ir.Model, Sequence[Form]], dict[Form, Seen]]
+    _model: tuple[Any, ...] = ()
+    _statistics: dict[bool, Statistics] = field(default_factory=dict)
+    _means: dict[tuple[str, int], NDArray[np.float64]] = field(default_factory=dict)
+    _inputs: dict[Form, Seen | None] = field(default_factory=dict)
+
+    def _of(self, model: ir.Model) -> None:
+        """Forget everything, unless it was seen of ``model``. A clone shares its tensors, and a copy held here keeps
+        their addresses from being used again."""
+        mine = (_Same(self.context.data), *_traits(model))
+        if mine != self._model:
+            self._model = mine
+            self._statistics, self._means, self._inputs = {}, {}, {}
+
+    def collect(self, model: ir.Model, names: Sequence[str], histograms: bool) -> Statistics:
+        """As :attr:`Context.collect`."""
+        self._of(model)
+        known = self._statistics.get(histograms)
+        missing = [name for name in dict.fromkeys(names) if known is None or name not in known.values]
+        if missing or known is None:
+            found = self.sweep(model, missing, histograms)
+            self._statistics[histograms] = found if known is None else _joined(known, found)
+        return self._statistics[histograms]
+
+    def channel_means(self, model: ir.Model, axes: Mapping[str, int]) -> dict[str, NDArray[np.float64]]:
+        """As :attr:`Context.channel_means`."""
+        self._of(model)
+        missing = {name: axis for name, axis in axes.items() if (name, axis) not in self._means}
+        if missing:
+            self._means |= {(name, missing[name]): mean for name, mean in self.means(model, missing).items()}
+        return {name: self._means[name, axis] for name, axis in axes.items() if (name, axis) in self._means}
+
+    def layer_inputs(self, model: ir.Model, forms: Sequence[Form]) -> dict[Form, Seen]:
+        """As :attr:`Context.layer_inputs`."""
+        self._of(model)
+        missing = [form for form in dict.fromkeys(forms) if form not in self._inputs]
+        if missing:
+            found = self.inputs(model, missing)
+            self._inputs |= {form: found.get(form) for form in missing}
+        return {form: seen for form in forms if (seen := self._inputs[form]) is not None}
+
+
+def _joined(known: Statistics, more: Statistics) -> Statistics:
+    """Other values of the same model, seen on the same samples."""
+    return Statistics({**known.values, **more.values}, known.samples, known.runs + more.runs)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A tensor that equals itself alone: comparing the bytes of all weights would cost more than it saves."""
+
+    thing: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.thing is self.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+def _traits(model: ir.Model) -> tuple[Any, ...]:
+    """Equal for models that compute the same values under the same names, from the same tensors."""
+    found: list[Any] = []
+    for graph in ir_graphs(model):
+        found.append(tuple(value.name for value in graph.inputs))
+        found += [(name, _Same(value.const_value)) for name, value in graph.initializers.items()]
+        for node in graph:
+            names = [*(v.name if v is not None else "" for v in node.inputs), *(v.name for v in node.outputs)]
+            found.append((node.domain, node.op_type, *names))
+            found += [(key, _attribute(attribute)) for key, attribute in node.attributes.items()]
+    return tuple(found)
+
+
+def _attribute(attribute: ir.Attr) -> Any:
+    import onnx_ir as ir
+
+    if attribute.type == ir.AttributeType.TENSOR:
+        return _Same(attribute.value)
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)  # their nodes are compared themselves
+    return None if attribute.type in graphs else repr(attribute.value)
 
 
 def hold_back(dataset: Dataset, inputs: Sequence[ValueSpec]) -> tuple[Dataset, Dataset]:

@@ -17,8 +17,9 @@ from graphopt.presets import exact_passes, prepare
 from graphopt.report.document import about
 from graphopt.search.frontier import Candidate
 from graphopt.search.measured import Search
-from graphopt.search.sensitivity import CachedSweep, sensitivity
+from graphopt.search.sensitivity import sensitivity
 from graphopt.search.space import FLOAT, STATIC, Config, Space, first, key
+from graphopt.sweeps import attach
 from graphopt.target import get_target
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ class Trials:
                 start, _ = self._heads["; ".join(names[: count - 1])]
                 # Its own sweeps: a pass that looks again at what it has changed must not be told of before.
                 model = PassManager([before[count - 2]], verify="off").run(start, self.context).model
-            self._heads[name] = model, CachedSweep(self.context).shared()
+            own = replace(self.context)  # what is seen of each head is remembered beside the others
+            attach(own)
+            self._heads[name] = model, own
         return self._heads["; ".join(names)]
 
     def measure(self, config: Config, original: Candidate) -> Candidate:

@@ -22,6 +22,7 @@ from graphopt.probes import probes, still
 from graphopt.recipe import Recipe, write
 from graphopt.session import Loadable, Outputs, Session, loadable
 from graphopt.storage import save
+from graphopt.traversal import ir_graphs
 from graphopt.validation import (
     OTHER_SIZES,
     Comparison,
@@ -294,7 +295,7 @@ def _overridden(model: ir.Model, values: dict[str, NDArray[Any]]) -> ir.Model:
 def outline(model: ir.Model) -> list[Any]:
     """The graph by names, attributes and the identity of its weights: cheap, and equal for an untouched clone."""
     found: list[Any] = []
-    for graph in model.graphs():
+    for graph in ir_graphs(model):
         found.append([[v.name for v in graph.inputs], [v.name for v in graph.outputs]])
         found.append({name: id(value.const_value) for name, value in graph.initializers.items()})
         for node in graph:

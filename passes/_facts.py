@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphopt.graph import STANDARD_DOMAINS, attribute, is_op, nodes, opset
 from graphopt.model import clone
 from graphopt.passes._dims import OPEN, PREFIX, Data, Dim, Shape, product, quotient, sliced, symbol, unknown, weak
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,7 +221,7 @@ def _undeclared(model: ir.Model) -> ir.Model:
         if value.shape is not None:
             dims = [d if isinstance(d, int) and d > 0 else symbol(position, i) for i, d in enumerate(value.shape)]
             value.shape = ir.Shape(dims)
-    for graph in light.graphs():
+    for graph in ir_graphs(light):
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.const_value = _stub(value.const_value, value.name or "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.graph import bodies
 from graphopt.passes._weights import drop_unread
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,7 +22,7 @@ OFF = "switched off after a failed verification"
 def name_counts(model: ir.Model) -> Counter[str]:
     """How often each value name is defined; bodies beside each other may use the same."""
     found: Counter[str] = Counter()
-    for graph in model.graphs():
+    for graph in ir_graphs(model):
         found.update(v.name for v in graph.inputs if v.name)
         found.update(name for name, v in graph.initializers.items() if not v.is_graph_input())
         found.update(v.name for node in graph for v in node.outputs if v.name)
@@ -34,7 +35,7 @@ class Names:
     def __init__(self, model: ir.Model) -> None:
         self._parents: dict[ir.Graph, ir.Graph] = {}
         self._graphs: dict[str, list[ir.Graph]] = {}
-        for graph in model.graphs():
+        for graph in ir_graphs(model):
             self._parents |= {body: graph for node in graph for body in bodies(node)}
             values = (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs))
             for name in dict.fromkeys(v.name for v in values if v.name):

@@ -122,20 +122,58 @@ def round_on_gram(
         largest: the largest integer's magnitude.
         least: a floor of the scale, [groups, outputs].
     """
-    damped = gram + DAMPING * mean_diagonal(gram)[:, None, None] * np.eye(gram.shape[1])
-    integers = _nearest(matrix, scale, largest)
-    start = _gptq(matrix, damped, scale, largest)
-    before, after = (squared_error(q * scale[..., None] - matrix, damped) for q in (integers, start))
-    integers = np.where((after < before)[..., None], start, integers)
+    damped = _damped(gram)
+    bounds = _Bounds(np.full((1, 1, 1), -largest), np.full((1, 1, 1), largest))
+    integers = _start(matrix, damped, scale[..., None], bounds)
     for sweep in range(_SWEEPS):
         if sweep:
             scale = _fitted(integers, matrix, damped, scale, least)
-        integers = _polish(integers, matrix, damped, scale, largest)
+        integers = _polish(integers, matrix, damped, scale[..., None], bounds)
     return integers, scale
 
 
-def _nearest(w: NDArray[np.float64], scale: NDArray[np.float64], largest: int) -> NDArray[np.float64]:
-    return np.clip(np.rint(w / scale[..., None]), -largest, largest)
+def round_steps_on_gram(
+    matrix: NDArray[np.float64],
+    gram: NDArray[np.float64],
+    steps: NDArray[np.float64],
+    low: NDArray[Any],
+    high: NDArray[Any],
+) -> NDArray[np.float64]:
+    """:func:`round_on_gram` for given steps, and bounds of the integers, of each element: [groups, outputs, K] all."""
+    damped, bounds = _damped(gram), _Bounds(low, high)
+    integers = _start(matrix, damped, steps, bounds)
+    for _ in range(_SWEEPS):
+        integers = _polish(integers, matrix, damped, steps, bounds)
+    return integers
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """The smallest and largest integer, each [1 or groups, 1 or outputs, 1 or K]."""
+
+    low: NDArray[Any]
+    high: NDArray[Any]
+
+    def clip(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.clip(values, self.low, self.high)
+
+    def over(self, shape: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
+        return np.broadcast_to(self.low, shape), np.broadcast_to(self.high, shape)
+
+
+def _damped(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    damped: NDArray[np.float64] = gram + DAMPING * mean_diagonal(gram)[:, None, None] * np.eye(gram.shape[1])
+    return damped
+
+
+def _start(
+    matrix: NDArray[np.float64], damped: NDArray[np.float64], steps: NDArray[np.float64], bounds: _Bounds
+) -> NDArray[np.float64]:
+    """To nearest, or GPTQ's integers for the outputs that those leave less error of."""
+    integers = bounds.clip(np.rint(matrix / steps))
+    start = _gptq(matrix, damped, steps, bounds)
+    before, after = (squared_error(q * steps - matrix, damped) for q in (integers, start))
+    return np.where((after < before)[..., None], start, integers)
 
 
 def _fitted(
@@ -154,7 +192,7 @@ def _fitted(
 
 
 def _gptq(
-    w: NDArray[np.float64], h: NDArray[np.float64], scale: NDArray[np.float64], largest: int
+    w: NDArray[np.float64], h: NDArray[np.float64], steps: NDArray[np.float64], bounds: _Bounds
 ) -> NDArray[np.float64]:
     """GPTQ's integers; those to nearest where H cannot be factored."""
     order = np.argsort(-np.diagonal(h, axis1=1, axis2=2), axis=1, kind="stable")
@@ -162,15 +200,18 @@ def _gptq(
         ordered = np.take_along_axis(np.take_along_axis(h, order[:, :, None], 1), order[:, None, :], 2)
         upper = _inverse_factor(ordered)
     except np.linalg.LinAlgError:
-        return _nearest(w, scale, largest)
-    left = np.take_along_axis(w, order[:, None, :], 2)
+        return bounds.clip(np.rint(w / steps))
+    left, step, low, high = (
+        np.take_along_axis(part, order[:, None, :], 2)
+        for part in (w, np.broadcast_to(steps, w.shape), *bounds.over(w.shape))
+    )
     q = np.empty_like(left)
     for begin in range(0, left.shape[2], _BLOCK):
         end = min(begin + _BLOCK, left.shape[2])
-        errors = np.empty((*scale.shape, end - begin))
+        errors = np.empty((*w.shape[:2], end - begin))
         for j in range(begin, end):
-            q[..., j] = np.clip(np.rint(left[..., j] / scale), -largest, largest)
-            error = (left[..., j] - q[..., j] * scale) / upper[:, j, j, None]
+            q[..., j] = np.clip(np.rint(left[..., j] / step[..., j]), low[..., j], high[..., j])
+            error = (left[..., j] - q[..., j] * step[..., j]) / upper[:, j, j, None]
             left[..., j + 1 : end] -= error[..., None] * upper[:, None, j, j + 1 : end]
             errors[..., j - begin] = error
         left[..., end:] -= np.matmul(errors, upper[:, begin:end, end:])
@@ -191,23 +232,25 @@ def _polish(
     q: NDArray[np.float64],
     w: NDArray[np.float64],
     h: NDArray[np.float64],
-    scale: NDArray[np.float64],
-    largest: int,
+    steps: NDArray[np.float64],
+    bounds: _Bounds,
 ) -> NDArray[np.float64]:
     """One sweep of coordinate descent over the columns, all outputs at once; never raises any one's error."""
     q = q.copy()
-    slope = np.matmul(q * scale[..., None] - w, h)
+    slope = np.matmul(q * steps - w, h)
+    scale = np.broadcast_to(steps, w.shape)
+    low, high = bounds.over(w.shape)
     inverse = 1 / np.diagonal(h, axis1=1, axis2=2)
     for begin in range(0, w.shape[2], _BLOCK):
         end = min(begin + _BLOCK, w.shape[2])
         near = slope[..., begin:end].copy()
         moved = np.zeros_like(near)
         for j in range(begin, end):
-            wanted = np.rint(q[..., j] - near[..., j - begin] / scale * inverse[:, j, None])
-            step = np.clip(wanted, -largest, largest) - q[..., j]
+            wanted = np.rint(q[..., j] - near[..., j - begin] / scale[..., j] * inverse[:, j, None])
+            step = np.clip(wanted, low[..., j], high[..., j]) - q[..., j]
             if step.any():
                 q[..., j] += step
-                moved[..., j - begin] = step = step * scale
+                moved[..., j - begin] = step = step * scale[..., j]
                 near += step[..., None] * h[:, None, j, begin:end]
         if end < w.shape[2]:  # what lies behind is never looked at again
             slope[..., end:] += np.matmul(moved, h[:, begin:end, end:])

@@ -17,10 +17,23 @@ def add_constant(
 ) -> ir.Value:
     """A new constant in ``graph`` under a fresh name: an initializer, or a Constant node (in front of ``before``) where
     IR 3 would force an initializer to be an input too."""
+    return add_tensor(model, graph, base, ir.tensor(array), taken, before)
+
+
+def add_tensor(
+    model: ir.Model,
+    graph: ir.Graph,
+    base: str,
+    tensor: ir.TensorProtocol,
+    taken: set[str],
+    before: ir.Node | None = None,
+) -> ir.Value:
+    """:func:`add_constant` of a tensor that is one already; naming the value names it."""
     name = fresh(base, taken)
-    tensor = ir.tensor(array, name=name)
+    tensor.name = name
     if model.ir_version >= 4:
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+        shape = ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
         graph.register_initializer(value)
         return value
     return add_constant_node(graph, name, tensor, before if before is not None else graph[0])

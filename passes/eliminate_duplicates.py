@@ -13,6 +13,7 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import STANDARD_DOMAINS, bodies, constant, label
 from graphopt.model import tensor_buffer
 from graphopt.passes._rewire import OFF, TWO_NAMES, Names, remove, stuck, substitute
+from graphopt.traversal import ir_graphs
 from graphopt.validation import RANDOM_OPS
 
 _SMALL = 1024
@@ -38,7 +39,7 @@ class EliminateDuplicates(Pass):
         result = PassResult()
         names = Names(model)
         keys = _Keys()
-        for graph in list(model.graphs()):
+        for graph in ir_graphs(model):
             self._graph(graph, keys, names, context, result)
         if not result.changes and not result.skipped:
             result.skipped.append(Skip("(graph)", "no two nodes compute the same"))
@@ -88,8 +89,8 @@ def _stuck(node: ir.Node, first: ir.Node, names: Names) -> str | None:
 def _share(node: ir.Node, first: ir.Node, names: Names) -> bool:
     """Let everybody but the graph's outputs read ``first``, so that what they compute can be found equal in turn.
 
-    Of two outputs that are the same, ``first`` is the one listed first: the result does not depend on the order of the
-    nodes.
+    Of two outputs that are the same, ``first`` makes the one listed first, and the only one where there is one: the
+    result does not depend on the order of the nodes.
     """
     changed = False
     for index, given in enumerate(first.inputs[: len(node.inputs)]):
@@ -105,6 +106,11 @@ def _share(node: ir.Node, first: ir.Node, names: Names) -> bool:
             if len(places[0]) == len(places[1]) == 1 and places[0] < places[1]:
                 _swap(outputs, places[0][0], places[1][0])
                 changed = True
+        elif old.is_graph_output() and stuck(old, new, names) is None:
+            spare = new.name
+            substitute(old, new)
+            old.name = spare  # nobody reads it, but it has to have one
+            changed = True
         for user, index in list(old.uses()):
             user.replace_input_with(index, new)
             changed = True

@@ -13,6 +13,7 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import attribute, constant_array, is_op, label, nodes, opset
 from graphopt.passes._facts import Facts
 from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute, unread
+from graphopt.traversal import ir_graphs
 
 _ROUNDS = 4
 _OPEN = 2**31 - 1
@@ -51,7 +52,7 @@ class EliminateIdentities(Pass):
         skipped: list[Skip] = []
         dead: list[ir.Node] = []
         # A value can take the name of one output only: of the one listed first, not of the node that comes first.
-        places = {v: i for graph in model.graphs() for i, v in reversed(list(enumerate(graph.outputs)))}
+        places = {v: i for graph in ir_graphs(model) for i, v in reversed(list(enumerate(graph.outputs)))}
         for node in sorted(nodes(model), key=lambda node: max((places.get(v, -1) for v in node.outputs), default=-1)):
             verdict = judge.verdict(node)
             if verdict is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import math
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from graphopt.passes._weights import (
     varint,
 )
 from graphopt.session import Session
+from graphopt.traversal import ir_graphs
 from graphopt.validation import RANDOM_OPS
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class FoldConstants(Pass):
     def run(self, model: ir.Model, context: Context) -> PassResult:
         result = PassResult()
         taken = value_names(model)
-        for graph in list(model.graphs()):
+        for graph in ir_graphs(model):
             _GraphFolder(self, model, graph, context, result, taken).run()
         overridable = [v.name for v in model.graph.inputs if v.name in model.graph.initializers]
         if overridable:
@@ -236,18 +238,20 @@ class _Budget:
         self.order = foldable
         self.chosen = set(foldable)
         self.values = values
+        self.payers: dict[ir.Value, ir.Node | None] = {}
+        self.rank = {node: rank for rank, node in enumerate(sorted(foldable, key=self._key))}
         self.net = {node: self._stored(node) - self._freed(node) - node_bytes(node) for node in foldable}
         self.growth = sum(self.net.values())
 
     def settle(self) -> tuple[list[ir.Node], dict[ir.Node, int]]:
         """The folds kept, in order, and those given up with the bytes that each would have stored."""
         refused: dict[ir.Node, int] = {}
-        place = {node: index for index, node in enumerate(self.order)}
-        heap = [(-self.net[node], place[node]) for node in self.order]
+        ranked = list(self.rank)
+        heap = [(-self.net[node], self.rank[node]) for node in self.order]
         heapq.heapify(heap)
         while self.growth > 0 and heap:
-            cost, index = heapq.heappop(heap)
-            node = self.order[index]
+            cost, rank = heapq.heappop(heap)
+            node = ranked[rank]
             if node not in self.chosen or -cost != self.net[node]:
                 continue  # an entry from before its neighbour was given up
             refused[node] = sum(self.values[v].nbytes for v in node.outputs if v.name)
@@ -257,8 +261,15 @@ class _Budget:
                 fresh_net = self._stored(neighbour) - self._freed(neighbour) - node_bytes(neighbour)
                 self.growth += fresh_net - self.net[neighbour]
                 self.net[neighbour] = fresh_net
-                heapq.heappush(heap, (-fresh_net, place[neighbour]))
+                heapq.heappush(heap, (-fresh_net, self.rank[neighbour]))
         return [node for node in self.order if node in self.chosen], refused
+
+    def _key(self, node: ir.Node) -> Any:
+        """What tells folds of the same cost apart, whatever they are called and in whichever order they stand."""
+        made = [v for v in node.outputs if v.name]
+        content = hashlib.sha256(b"".join(self.values[v].tobytes() for v in made)).digest()
+        outputs = node.graph.outputs if any(v.is_graph_output() for v in made) and node.graph is not None else []
+        return node.op_type, content, [i for i, v in enumerate(outputs) if v.producer() is node], len(node.inputs)
 
     def _neighbours(self, node: ir.Node) -> list[ir.Node]:
         """Chosen nodes whose cost depends on whether ``node`` is chosen."""
@@ -294,10 +305,13 @@ class _Budget:
         )
 
     def _payer(self, value: ir.Value | None) -> ir.Node | None:
-        """The node to which a constant's bytes are counted: the first that reads it."""
+        """The node to which a constant's bytes are counted: the first fold that reads it."""
         if value is None or value in self.values or constant(value) is None:
             return None
-        return next((use.node for use in value.uses()), None)
+        if value not in self.payers:
+            folds = (use.node for use in value.uses() if use.node in self.rank)
+            self.payers[value] = min(folds, key=self.rank.__getitem__, default=None)
+        return self.payers[value]
 
 
 def _read_outside(value: ir.Value, inside: set[ir.Node]) -> bool:

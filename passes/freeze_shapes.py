@@ -14,6 +14,7 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
 from graphopt.graph import nodes
 from graphopt.passes._facts import Facts
+from graphopt.traversal import ir_graphs
 
 _ANY = ("?", "-1", "")
 """How a dim of an asked shape is written that stays as it is."""
@@ -150,7 +151,7 @@ def _declare(model: ir.Model, sizes: dict[str, int]) -> None:
     """Declared shapes of everything computed: what inference finds, else the names' new sizes."""
     facts = Facts(model)
     made = [v for node in nodes(model) for v in node.outputs]
-    for value in (*made, *(v for graph in model.graphs() if graph is not model.graph for v in graph.inputs)):
+    for value in (*made, *(v for graph in ir_graphs(model) if graph is not model.graph for v in graph.inputs)):
         declared = _dims(value)
         if declared is None:
             continue

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import bodies, label, nodes
 from graphopt.passes._rewire import detach
+from graphopt.traversal import ir_graphs
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class RemoveUnused(Pass):
         before_nodes = {id(node): (node, label(node), [v.name for v in node.outputs]) for node in nodes(model)}
         inputs = list(model.graph.inputs)
         overridable = {v.name: v for v in inputs if v.name in model.graph.initializers}
-        before_weights = {(id(g), n) for g in model.graphs() for n in g.initializers}
+        before_weights = {(id(g), n) for g in ir_graphs(model) for n in g.initializers}
         left = [node for node, _, _ in before_nodes.values()]
         while True:
             RemoveUnusedNodesPass()(model)
@@ -53,7 +54,7 @@ class RemoveUnused(Pass):
             result.changes.extend(
                 Change("eliminate", name, f"{node.op_type}: nothing reads '{output}'") for output in gone
             )
-        after_weights = {(id(g), n) for g in model.graphs() for n in g.initializers}
+        after_weights = {(id(g), n) for g in ir_graphs(model) for n in g.initializers}
         result.changes.extend(
             Change("eliminate", name, "initializer: nothing reads it")
             for _, name in sorted(before_weights - after_weights, key=lambda item: item[1])

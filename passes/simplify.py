@@ -9,11 +9,17 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
+from graphopt.budgets import current
+from graphopt.costing import check_runnable
 from graphopt.errors import ModelError, PreconditionError, RuntimeFailure
 from graphopt.graph import nodes
 from graphopt.model import graphs, interface, is_external, load, replace, to_proto, weight_bytes
 from graphopt.passes._weights import add_constant_node
 from graphopt.session import in_child
+from graphopt.traversal import ir_graphs
+
+_CHILD = 4 << 30
+"""Bytes of address space that an interpreter with onnxsim in it takes by itself, generously."""
 
 _INLINE_ONLY = 1 << 30
 """Bytes by which the file may grow for fewer nodes: longer names."""
@@ -40,7 +46,7 @@ class Simplify(Pass):
                 "onnxsim would copy the weights several times; models in a data file are left to our own passes"
             )
 
-        size = _count(model) + sum(len(graph.initializers) for graph in model.graphs())
+        size = _count(model) + sum(len(graph.initializers) for graph in ir_graphs(model))
         if size > self.max_size:
             raise PreconditionError(
                 f"{size} nodes and weights are more than max-size ({self.max_size}): onnxsim would take too long"
@@ -50,8 +56,10 @@ class Simplify(Pass):
         if not context.allows(self.name, "(graph)"):
             return PassResult(skipped=[Skip("(graph)", "switched off after a failed verification")])
         original = to_proto(model)
+        check_runnable(model, original)  # it folds constants by running them
+        memory = _CHILD + 4 * current().allowed(weight_bytes(model))
         try:
-            answer = in_child(simplified, original.SerializeToString(), timeout=self.timeout)
+            answer = in_child(simplified, original.SerializeToString(), timeout=self.timeout, memory=memory)
         except RuntimeFailure as error:
             return PassResult(skipped=[Skip("(graph)", f"onnxsim failed: {error}")])
         proto = onnx.ModelProto.FromString(answer)
@@ -80,7 +88,7 @@ def simplified(data: bytes) -> bytes:
 
 def _constants_in_nodes(model: ir.Model) -> None:
     """Before IR 4 an initializer had to be an input too, and onnxsim turns Constant nodes into initializers."""
-    for graph in model.graphs():
+    for graph in ir_graphs(model):
         for name, value in list(graph.initializers.items()):
             if value.is_graph_input() or value.const_value is None or len(graph) == 0:
                 continue

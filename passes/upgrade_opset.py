@@ -12,8 +12,11 @@ import onnx_ir as ir
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
 from graphopt.graph import STANDARD_DOMAINS, fresh, is_op, nodes, opset
-from graphopt.model import fingerprint, graphs, load, replace, to_proto
+from graphopt.model import clone, fingerprint, graphs, load, replace, to_proto
 from graphopt.session import one_line
+
+_LARGE = 1 << 20
+"""Bytes from which a weight is kept out of the conversion."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class UpgradeOpset(Pass):
                 f"Scan had a batch dim before opset 9, and onnx's converter leaves it as it is at opset {now}; "
                 "export the model again at opset 9 or later"
             )
-        original = to_proto(model)
-        before = fingerprint(model)
+        light, held = _without_weights(model)
+        original = to_proto(light)
+        before = fingerprint(light)
         try:
             converted = onnx.version_converter.convert_version(original, self.to)
         except Exception as error:  # the converter throws what its adapters throw
@@ -63,10 +67,38 @@ class UpgradeOpset(Pass):
         _restore(converted, original)
         upgraded = load(converted)
         upgraded.graph.sort()
+        same = fingerprint(upgraded) == before
+        _put_back(upgraded, held)
         replace(model, upgraded)
-        if fingerprint(model) == before:
+        if same:
             return PassResult(skipped=[Skip("(graph)", "the converter changed nothing")])
         return PassResult(changes=[Change("upgrade", "(graph)", f"opset {now} -> {self.to}")])
+
+
+def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
+    """A copy with the large weights of the main graph as inputs, so that they are neither copied nor need fit into a
+    protobuf; no adapter looks at them. And these weights."""
+    light = clone(model)
+    held: dict[str, ir.TensorProtocol] = {}
+    if model.ir_version < 4:  # initializers are inputs there
+        return light, held
+    for name, value in list(light.graph.initializers.items()):
+        tensor = value.const_value
+        plain = tensor is not None and not value.is_graph_input() and not value.is_graph_output()
+        if plain and tensor is not None and tensor.nbytes >= _LARGE and not (value.doc_string or value.metadata_props):
+            held[name] = tensor
+            del light.graph.initializers[name]
+            value.const_value = None
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+            light.graph.inputs.append(value)
+    return light, held
+
+
+def _put_back(model: ir.Model, held: dict[str, ir.TensorProtocol]) -> None:
+    for value in [v for v in model.graph.inputs if v.name in held]:
+        model.graph.inputs.remove(value)
+        value.const_value = held[value.name or ""]
+        model.graph.register_initializer(value)
 
 
 def _version(function: ir.Function, domain: str) -> int:

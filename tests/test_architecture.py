@@ -16,15 +16,20 @@ PASSES = sorted((ROOT / "passes").glob("*.py"))
 TOOLS = sorted(p for p in (ROOT / "tools").rglob("*.py") if ".cache" not in p.parts)
 
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("user_code", "external"),
-    ("structure", "residue"),
+    ("errors", "traversal"),
+    ("sizes",),
+    ("user_code", "external", "budgets", "propagation"),
+    ("structure", "residue", "opened", "inline"),
+    ("expansion", "schemas"),
+    ("costing",),
     ("model",),
+    ("spill",),
     ("graph", "storage", "references", "numbering", "common_inputs"),
-    ("cost", "channels", "align", "tensors", "surgery", "session", "target", "linear"),
-    ("data", "difference", "weights", "propagation"),
+    ("watching",),
+    ("cost", "align", "tensors", "surgery", "exporters", "session", "target", "linear"),
+    ("package", "data", "difference", "weights", "channels", "concrete_shapes"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
-    ("observers", "gram", "extraction", "divergence", "workload"),
+    ("observers", "gram", "extraction", "divergence", "workload", "training"),
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),
     ("registry", "foreign", "neighbourhood", "sweeps"),
     ("recipe", "report"),
@@ -33,19 +38,23 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("ledger",),
     ("manager",),
     ("inspection", "judge"),
-    ("search", "convert", "linting", "presets", "outcome"),
+    ("search", "linting", "presets", "outcome"),
     ("pipeline",),
-    ("ranking", "bisection", "benchmark", "locking"),
+    ("pruned", "ranking", "bisection", "benchmark", "locking", "compression", "finetuning", "conversion", "exporting"),
     ("running", "trials"),
     ("tuning",),
     ("api",),
+    ("drop_in",),
     ("cli",),
     ("__init__", "__main__"),
 )
 """A module imports from earlier lines only (what is here and not yet written is the design's)."""
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ABOVE_THE_ENGINE = ("search", "linting", "pipeline", "ranking", "bisection", "benchmark", "trials", "api", "cli")
+ABOVE_THE_ENGINE = (
+    *("search", "linting", "pipeline", "pruned", "ranking", "bisection", "benchmark", "compression", "finetuning"),
+    *("trials", "api", "cli"),
+)
 """What may know a concrete pass; everything else knows them by name, through the registry."""
 
 

@@ -119,12 +119,13 @@ def verbs(model: Path) -> dict[str, list[str | Path]]:
     return {
         "optimize": ["optimize", model, "-o", "out.onnx", "--time", "0"],
         "quantize": ["quantize", model, "-o", "out.onnx", "--data", GOOD_DATA, "--time", "0"],
+        "compress": ["compress", model, "-o", "out.onnx", "--time", "0"],
         "compare": ["compare", GOOD, model],
         "inspect": ["inspect", model],
     }
 
 
-@pytest.mark.parametrize("verb", ["optimize", "quantize", "compare", "inspect"])
+@pytest.mark.parametrize("verb", ["optimize", "quantize", "compress", "compare", "inspect"])
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_a_file_that_is_no_model(name: str, verb: str, workplace: Path, untouched: Watch) -> None:
     make, fragment = UNREADABLE[name]
@@ -463,6 +464,22 @@ USAGE = {
     "dim-unknown": (["inspect", GOOD, "--dim", "time=3"], "its inputs have batch"),
     "max-abs": (["compare", GOOD, GOOD, "--max-abs", "-1"], "--max-abs"),
     "pass-unknown": (["passes", "fold-constant"], "did you mean 'fold-constants'"),
+    "compress-weights": (["compress", GOOD, "-o", "o.onnx", "--weights", "int5"], "did you mean 'int4'"),
+    "compress-block": (["compress", GOOD, "-o", "o.onnx", "--weights", "int4", "--block", "512"], "--block"),
+    "compress-rounding": (["compress", GOOD, "-o", "o.onnx", "--rounding", "data"], "give --data"),
+    "compress-keep": (["compress", GOOD, "-o", "o.onnx", "--weights", "keep"], "give --package"),
+    "compress-keep-gate": (
+        ["compress", GOOD, "-o", "o.gopt", "--weights", "keep", "--package", "--min-sqnr", "3"],
+        "leave out",
+    ),
+    "compress-memory": (["compress", GOOD, "-o", "o.onnx", "--memory", "much"], "--memory 'much'"),
+    "compress-memory-gate": (["compress", GOOD, "-o", "o.onnx", "--memory", "9", "--min-sqnr", "3"], "raise --memory"),
+    "compress-memory-dim": (["compress", GOOD, "-o", "o.onnx", "--memory", "9", "--dim", "batch=1"], "raise --memory"),
+    "compress-exclude": (["compress", GOOD, "-o", "o.onnx", "--exclude", "nothing_here"], "matches no node"),
+    "compress-package-stdout": (["compress", GOOD, "-o", "-", "--package"], "name one with -o"),
+    "unpack-model": (["unpack", GOOD, "-o", "o.onnx"], "no graphopt package"),
+    "unpack-missing": (["unpack", "none.gopt", "-o", "o.onnx"], "no such file"),
+    "unpack-stdout": (["unpack", GOOD, "-o", "-"], "name an output file"),
     "demo-in-a-file": (["demo", "-o", GOOD], "cannot make the folder"),
 }
 

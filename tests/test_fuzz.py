@@ -113,3 +113,8 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     rows = capsys.readouterr().out.splitlines()
     assert [row[:18].strip() for row in rows] == [*fuzz.COLUMNS, *fuzz.KINDS]
     assert rows[0].split() == ["graphs", "2"]
+
+
+@pytest.mark.parametrize("seed", [35, 8017, 8062, 50327])
+def test_graphs_that_once_failed(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fuzz.main(["--graphs", "1", "--seed", str(seed)]) == 0, capsys.readouterr().out

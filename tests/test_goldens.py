@@ -22,6 +22,7 @@ COMMANDS: dict[str, list[str]] = {
     **{
         f"{verb}-help": [verb, "--help"]
         for verb in (
+            "convert",
             "inspect",
             "optimize",
             "quantize",
@@ -36,6 +37,8 @@ COMMANDS: dict[str, list[str]] = {
             "run",
             "extract",
             "lint",
+            "compress",
+            "unpack",
         )
     },
     "inspect-digits": ["inspect", "digits.onnx"],
@@ -61,6 +64,7 @@ COMMANDS: dict[str, list[str]] = {
     "diff-other": ["diff", "shared.onnx", "metadata.onnx"],
     "optimize-shared": ["optimize", "shared.onnx", "-o", "out.onnx", "--time", "0"],
     "optimize-encoder-markdown": ["optimize", "encoder.onnx", "-o", "out.onnx", "--time", "0", "--markdown"],
+    "compress-digits": ["compress", "digits.onnx", "-o", "out.onnx", "--time", "0"],
     "quantize-dry-run": ["quantize", "digits.onnx", "--dry-run"],
     "passes": ["passes"],
     "passes-one": ["passes", "fuse-batchnorm"],

@@ -136,6 +136,14 @@ def test_sensitivity_extract_diff_and_lint() -> None:
     check(graphopt.lint(digits), "linted")
 
 
+def test_passes_targets_and_a_plan() -> None:
+    check(run_cli("passes", "--json").json, "passes_listed")
+    check(run_cli("passes", "quantize-static", "--json").json, "pass_told")
+    check(run_cli("targets", "--json").json, "targets_listed")
+    for name in ("gru.onnx", "overridable.onnx"):
+        check(run_cli("quantize", MODELS / name, "--dry-run", "--json").json, "planned")
+
+
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.onnx")), ids=lambda p: p.stem)
 def test_inspect(path: Path) -> None:
     report = graphopt.inspect(path, tree=True)

@@ -14,9 +14,16 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from graphopt.budgets import command
+
 VERBS: dict[str, str] = {
+    "convert": "any framework's model to ONNX, compared with it",
     "optimize": "simplify with exact passes, or run a recipe",
     "quantize": "make the weights and arithmetic int8",
+    "compress": "store the weights in fewer bits",
+    "unpack": "take a package for transport apart",
+    "prune": "remove channels, heads and hidden units",
+    "finetune": "train it until it does again what the original does",
     "tune": "search for the best mixture of passes on this machine",
     "sensitivity": "which layers hurt when they are quantized",
     "bench": "how fast models are here, and where the time goes",
@@ -152,7 +159,8 @@ def run(arguments: list[str]) -> int:
             click.echo(cli.get_help(ctx), err=True)
         return 2
     try:
-        result: Any = cli.main(arguments, prog_name="graphopt", standalone_mode=False)
+        with command():
+            result: Any = cli.main(arguments, prog_name="graphopt", standalone_mode=False)
         return int(result) if isinstance(result, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code
@@ -166,8 +174,10 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        from graphopt.errors import GraphoptError
+        from graphopt.errors import GraphoptError, RuntimeFailure
 
+        if isinstance(error, RuntimeFailure) and ";" not in str(error):  # the runtime says what, never what to do
+            return _fail(f"{error}; does it need operators, data or memory that are not here?", 2, error)
         if isinstance(error, GraphoptError):
             return _fail(str(error), int(error.exit_code), error)
         if isinstance(error, MemoryError):

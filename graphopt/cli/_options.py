@@ -217,6 +217,45 @@ external_roots = click.option(
     help="A folder outside the model's own that external weights may be read from (repeatable).",
 )
 
+
+def _budget(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def set_(_: click.Context, __: click.Parameter, value: Any) -> None:
+        from graphopt import budgets
+
+        if value is not None:
+            budgets.change(**{name: budgets.size(value) if name == "memory" else value})
+
+    return set_
+
+
+limits = _stack(
+    section("Limits (a model that asks for more is refused)"),
+    click.option(
+        "--max-memory",
+        metavar="SIZE",
+        callback=_budget("memory"),
+        expose_value=False,
+        help="What its values may take at once: 8GB (default: by its size).",
+    ),
+    click.option(
+        "--max-seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="S",
+        callback=_budget("seconds"),
+        expose_value=False,
+        help="What one run of its loops may take (default 10).",
+    ),
+    click.option(
+        "--max-nodes",
+        type=click.IntRange(min=1),
+        metavar="N",
+        callback=_budget("nodes"),
+        expose_value=False,
+        help="Nodes its own functions may become (default 100000).",
+    ),
+)
+"""What :mod:`graphopt.budgets` keeps, of every verb that loads a model."""
+
 model = _stack(
     section("Model"),
     click.option(
@@ -233,6 +272,7 @@ model = _stack(
         default=None,
         help="Weights in a data file beside the model (default: as they came; always above 2 GB).",
     ),
+    limits,
 )
 
 asked = _stack(

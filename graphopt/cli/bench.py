@@ -40,6 +40,7 @@ from graphopt.cli import _complete, _options
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Only this many (default: one, then all).")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For random inputs (default 0).")
 @_options.external_roots
+@_options.limits
 @_options.output
 def command(
     models: tuple[str, ...], input_shapes: tuple[str, ...], as_json: bool, verbose: bool, **values: Any

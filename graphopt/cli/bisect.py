@@ -44,6 +44,7 @@ from graphopt.cli import _complete, _options
 @_options.external_roots
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For everything random (default 0).")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use.")
+@_options.limits
 @_options.judged
 def command(
     model: str,

@@ -50,6 +50,7 @@ from graphopt.cli import _complete, _options
 @_options.external_roots
 @click.option("--seed", type=int, metavar="N", help="For random samples (default 0).")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use.")
+@_options.limits
 @_options.judged
 @_options.report
 def command(a: str, b: str, as_json: bool, verbose: bool, quiet: bool, **values: Any) -> None:

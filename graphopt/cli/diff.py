@@ -17,6 +17,7 @@ from graphopt.cli import _complete, _options
 @click.argument("b", metavar="B", shell_complete=_complete.models)
 @click.option("--names", is_flag=True, help="Count other names of nodes and inner values as differences, too.")
 @_options.external_roots
+@_options.limits
 @_options.judged
 @_options.report
 def command(

@@ -22,6 +22,7 @@ from graphopt.cli import _complete, _options
     "-o", "--output", metavar="OUT", shell_complete=_complete.files, required=True, help="Where to write ('-': stdout)."
 )
 @_options.external_roots
+@_options.limits
 @_options.plain
 @_options.report
 def command(

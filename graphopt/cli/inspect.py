@@ -25,6 +25,7 @@ from graphopt.cli import _complete, _options
 @click.option(
     "--dim", "dims", multiple=True, metavar="NAME=N", help="A size for a symbolic dim, for MACs and activations."
 )
+@_options.limits
 @_options.output
 @_options.report
 def command(

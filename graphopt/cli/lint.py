@@ -22,6 +22,7 @@ from graphopt.cli import _complete, _options
 )
 @click.option("--strict", is_flag=True, help="Exit 1 for warnings, too.")
 @_options.external_roots
+@_options.limits
 @_options.judged
 def command(
     model: str,

@@ -85,7 +85,8 @@ def command(
     What stays in float is listed with the reason. The result is compared with the original on data it was not
     calibrated with, timed against it, and written only if it is not slower here and every gate you gave holds. Where
     --max-drop or --min-sqnr would fail, static quantization puts the layers that hurt most back to float until it
-    holds.
+    holds; without either every output keeps 15 dB SQNR, measured on calibration samples held back (a lower
+    --min-sqnr ships less).
     """
     from graphopt import api
     from graphopt.cli._finish import make, refuse_page

@@ -29,6 +29,7 @@ from graphopt.cli import _complete, _options
 )
 @_options.external_roots
 @_options.running
+@_options.limits
 @_options.result
 def command(
     recipe: str | None, locked: str | None, output: str | None, model: str | None, allow_slower: bool, **values: Any

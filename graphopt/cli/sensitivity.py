@@ -55,6 +55,7 @@ from graphopt.cli import _complete, _options
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For everything random (default 0).")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use.")
+@_options.limits
 @_options.output
 @_options.report
 def command(model: str, output: str | None, as_json: bool, verbose: bool, **values: Any) -> None:

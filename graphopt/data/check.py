@@ -118,7 +118,7 @@ def _given(sample: Sample, spec: ValueSpec, inputs: Sequence[ValueSpec], where: 
     if spec.name not in sample:
         raise missing_input(spec, sample, where, [item.name for item in inputs])
     array = sample[spec.name]
-    if kind(array.dtype) == "V" and array.dtype.itemsize == spec.dtype.itemsize:
+    if kind(array.dtype) == "V" and spec.dtype.isbuiltin != 1 and array.dtype.itemsize == spec.dtype.itemsize:
         return array.view(spec.dtype)  # numpy.save keeps bfloat16 and the like as raw bytes
     return array
 

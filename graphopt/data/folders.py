@@ -11,7 +11,7 @@ from graphopt.data.check import missing_input
 from graphopt.data.columns import ChainReader, ColumnReader, Listed, Origin, columns
 from graphopt.data.dataset import Array, Reader, Sample
 from graphopt.data.images import SUFFIXES, ImageOptions, ImageReader
-from graphopt.data.stored import Scratch, Stored, one_line, open_npy, open_npz, reading
+from graphopt.data.stored import Scratch, Stored, one_line, open_npy, open_npz, plain_file, reading
 from graphopt.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _tensor(path: Path, where: str) -> tuple[str, Array]:
     fix = "write it as a serialized onnx.TensorProto"
     try:
         with reading(where, fix):
-            tensor.ParseFromString(path.read_bytes())
+            tensor.ParseFromString(plain_file(path).read_bytes())
     except DecodeError as error:
         raise DataError(f"cannot read '{where}' ({one_line(error)}); {fix}") from error
     if tensor.data_location == onnx.TensorProto.EXTERNAL:

@@ -20,6 +20,7 @@ from graphopt.data.spool import ListReader, raised, spool, to_array
 from graphopt.data.stored import SPOOL_LIMIT, Scratch, open_npy, open_npz
 from graphopt.data.synthetic import legal_random
 from graphopt.errors import DataError, GraphoptError, InputError
+from graphopt.external import shown
 from graphopt.user_code import neighbours_of
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def _from_text(
         return _from_module(path, function if dot else "load_data", inputs, limit, scratch)
     path = Path(spec).expanduser()
     notes: list[str] = []
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"no file or folder '{shown(text)}' ({reason}); {_FORMS}") from error
     if path.is_dir():
         reader, notes = open_folder(path.resolve(), inputs, image, scratch)
     elif not path.exists():

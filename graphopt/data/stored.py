@@ -11,6 +11,7 @@ import lzma
 import math
 import os
 import shutil
+import stat
 import struct
 import tempfile
 import tokenize
@@ -33,6 +34,11 @@ SPOOL_LIMIT = 4 * 2**30
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 10_000  # numpy's own bound: a longer one is made to exhaust the parser
 _SLICE = 1 << 20
+_FIX = "write the file again"
+_BOMB = 2**30
+_PACKED = 100
+"""Members larger than that, packed more than so many times, are taken for a bomb: data that compresses like that has
+nothing to say about ranges."""
 
 # What numpy, zipfile and the codecs raise on a broken or hostile file.
 UNREADABLE = (
@@ -61,7 +67,7 @@ def one_line(text: object) -> str:
 
 
 @contextmanager
-def reading(where: str, fix: str = "write the file again") -> Iterator[None]:
+def reading(where: str, fix: str = _FIX) -> Iterator[None]:
     """Turn whatever a broken file makes numpy or zipfile raise into one DataError line."""
     try:
         yield
@@ -196,9 +202,16 @@ def read_header(stream: IO[bytes], available: int, path: Path, member: str | Non
     return Stored(path, member, dtype, tuple(int(dim) for dim in shape), bool(fortran), skip)
 
 
+def plain_file(path: Path) -> Path:
+    """``path``, if reading it comes to an end. Raises ValueError for a pipe or a device, OSError for nothing."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    return path
+
+
 def open_npy(path: Path) -> Stored:
     """The header of a .npy file. Raises DataError."""
-    with reading(path.name), path.open("rb") as stream:
+    with reading(path.name, _FIX), plain_file(path).open("rb") as stream:
         return read_header(stream, os.fstat(stream.fileno()).st_size, path, None)
 
 
@@ -206,13 +219,18 @@ def open_npz(path: Path) -> dict[str, Stored]:
     """Key -> header for every array of a .npz, in file order. Raises DataError."""
     found: dict[str, Stored] = {}
     with reading(path.name, "it may be truncated or no .npz at all, save it again"):
-        size = path.stat().st_size
+        size = plain_file(path).stat().st_size
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.is_dir():
                     continue
                 if info.compress_type == zipfile.ZIP_STORED and info.file_size > size:
                     raise ValueError(f"member {info.filename} claims {info.file_size:,} bytes of {size:,}")
+                if info.file_size > _BOMB and info.file_size > _PACKED * info.compress_size:
+                    raise ValueError(
+                        f"member {info.filename} would be {info.file_size:,} bytes out of {info.compress_size:,}; if "
+                        "that is right, save it with numpy.savez, uncompressed"
+                    )
                 with archive.open(info) as stream:
                     header = read_header(stream, info.file_size, path, info.filename)
                 found[info.filename.removesuffix(".npy")] = header

@@ -18,6 +18,7 @@ from graphopt.references import referred_bytes, referring
 from graphopt.session import runtime_version
 from graphopt.storage import INLINE_LIMIT
 from graphopt.target import this_cpu
+from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -101,7 +102,7 @@ def _bytes_by_type(model: ir.Model) -> dict[str, int]:
     import onnx_ir as ir
 
     found: dict[str, int] = {}
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = [value.const_value for graph in ir_graphs(model) for value in graph.initializers.values()]
     given = (attribute for node in nodes(model) for attribute in node.attributes.values() if not attribute.is_ref())
     tensors += [attribute.as_tensor() for attribute in given if attribute.type == ir.AttributeType.TENSOR]
     for tensor in tensors:

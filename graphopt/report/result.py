@@ -124,6 +124,8 @@ def ledger(entries: Iterable[dict[str, Any]], *, every: bool = True) -> Table:
 def coverage(entry: dict[str, Any]) -> Text | None:
     """How much of the model a quantizing pass put into integers; None where it is no such pass."""
     m = entry["metrics"]
+    if m.get("weights_compressed"):
+        return _compressed(m)
     if not entry["pass"].startswith("quantize-") or not m.get("layers_quantized"):
         return None
     macs = "?" if m.get("macs_percent") is None else f"{m['macs_percent']:.1f} %"
@@ -139,6 +141,30 @@ def coverage(entry: dict[str, Any]) -> Text | None:
     if remarks:
         line.append(f" ({'; '.join(remarks)})", style="dim")
     return line
+
+
+def training(entry: dict[str, Any]) -> Text | None:
+    """How the training of a pass went; None where it is no such pass, or did not start."""
+    m = entry["metrics"]
+    if entry["pass"] != "finetune" or "best_step" not in m:
+        return None
+    line = Text(f"trained: loss {m['held_out_before']:.4g} -> {m['held_out_best']:.4g} at step {m['best_step']}")
+    if m.get("judged_samples"):
+        gain = f"better by {m['judged_low']:.3g} to {m['judged_high']:.3g}"
+        line.append(f"; judged {m['judged_before']:.4g} -> {m['judged_after']:.4g} ({gain})")
+    used = f"{m['samples_trained']} samples, {m['samples_held_out']} to stop"
+    shown = f"{m['weights_trained']} weights, {m['steps']} steps of {seconds(m['seconds_per_step'])}, {used}"
+    return line.append(f" ({shown})", style="dim")
+
+
+def _compressed(m: dict[str, Any]) -> Text:
+    line = Text(f"compressed: {plural(m['weights_compressed'], 'weight')}, ")
+    line.append(f"{size(m['bytes_before'])} -> {size(m['bytes_after'])}")
+    how = ", ".join(f"{count} {form}" for form, count in sorted(m["formats"].items()))
+    loss = "exact" if m["weight_sqnr_db"] is None else f"weights to {m['weight_sqnr_db']:.1f} dB"
+    if m["weights_rounded_for_output"]:
+        loss += f", {m['weights_rounded_for_output']} rounded to what layers read"
+    return line.append(f" ({how}; {loss})", style="dim")
 
 
 def grouped(skips: Iterable[dict[str, str]], limit: int | None) -> list[Text]:

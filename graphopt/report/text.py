@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from graphopt.report import markdown, result, tuning
+from graphopt.report import markdown, pruning, result, tuning
 from graphopt.report.result import SHOWN, dim
 from graphopt.report.table import Table
 from graphopt.report.units import plural
@@ -80,6 +80,7 @@ def print_result(report: dict[str, Any], *, verbose: bool = False, stream: IO[st
             page.lines([dim(f"nothing to do for {', '.join(idle)}; -v tells why")])
         for entry in report["ledger"]:
             page.block(_left_in_float(entry, verbose))
+            page.block(pruning.summary(entry))
             if verbose:
                 page.block(_changes(entry))
         page.block(result.notes(report))
@@ -103,12 +104,19 @@ def _heading(report: dict[str, Any]) -> list[Line]:
 
 
 def _left_in_float(entry: dict[str, Any], verbose: bool) -> Iterator[Line]:
-    """Coverage, and what stayed in float and why."""
+    """Coverage, and what stayed in float and why; of a training, how it went and what was not trained."""
+    trained = result.training(entry)
+    if trained is not None:
+        yield trained
+        if entry["skipped"]:
+            yield f"not trained: {plural(len(entry['skipped']), 'weight')}"
+            yield from result.grouped(entry["skipped"], None if verbose else SHOWN)
     covered = result.coverage(entry)
     if covered is not None:
         yield covered
     if covered is not None and entry["skipped"]:
-        yield f"left in float: {plural(len(entry['skipped']), 'node')}"
+        what = ("as they are", "weight") if "weights_compressed" in entry["metrics"] else ("in float", "node")
+        yield f"left {what[0]}: {plural(len(entry['skipped']), what[1])}"
         yield from result.grouped(entry["skipped"], None if verbose else SHOWN)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ from graphopt.errors import RuntimeFailure
 from graphopt.graph import label
 from graphopt.model import clone, fingerprint, to_proto, weight_bytes
 from graphopt.passes._placement import place
-from graphopt.search.budget import quantize_without
+from graphopt.search.budget import first_that, quantize_without
 from graphopt.search.costs import CostTable, Pricing, cached, keep, read_table, this_machine
 from graphopt.search.placement import Unit, cut, hull, units
 from graphopt.search.racing import Candidate, best, clearly, flips, race
-from graphopt.search.sensitivity import CachedSweep, damage_of, sensitivity
+from graphopt.search.sensitivity import damage_of, sensitivity
 from graphopt.session import Session
 from graphopt.target import get_target
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.passes.quantize_static import QuantizeStatic
+    from graphopt.search.limits import Limit
     from graphopt.session import Feeds
 
 _ROUNDS = 3
@@ -43,8 +44,6 @@ RULES = "rules"
 
 WAYS = {"latency": "faster", "size": "smaller and not slower", "accuracy": "closer to the original and not slower"}
 """What a mixture is for, in words."""
-
-Holds = Callable[["ir.Model"], bool]
 
 
 @dataclass
@@ -93,7 +92,7 @@ class Search:
     step: QuantizeStatic
     context: Context
     feeds: Sequence[Feeds]
-    holds: Holds | None = None
+    holds: Limit | None = None
     time: float = 2.0
     table: Path | None = None
     objective: str = "latency"
@@ -132,7 +131,6 @@ class Search:
         target = get_target(self.context.target)
         placement = place(self.exact, target, exclude=self.step.exclude, include=self.step.include)
         self.units = units(placement, target)
-        self.context = CachedSweep(self.context).shared()
         threads = self.context.threads or 1
         sizes = {name: array.shape for name, array in self.feeds[0].items()}
         known = shapes(to_proto(self.exact), sizes)
@@ -230,23 +228,29 @@ class Search:
         return Candidate(name, floats, model, result)
 
     def _along_the_hull(self, candidates: list[Candidate], pricing: Pricing) -> list[Candidate]:
-        """Marks which candidates keep to the budget; more from the hull, the fastest that does and no slower one."""
+        """Marks which candidates keep to the limit; more from the hull, among them the fastest there that does."""
         assert self.holds is not None
+        limit = self.holds
         for candidate in candidates:
             candidate.holds = self.holds(candidate.model)
         if all(candidate.holds for candidate in candidates):
             return []
-        damages = {d.layer: d.damage for d in sensitivity(self.exact, self.step, self.context)}
+        damages = {d.layer: d.damage for d in self.holds.damages(self.exact, self.step)}
+        points = hull(self.units, pricing.prices(), damages)
         more: list[Candidate] = []
-        seen = {candidate.floats for candidate in candidates}
-        for floats in hull(self.units, pricing.prices(), damages):
-            made = self._build(f"hull {len(more) + 1}", floats) if floats not in seen else None
+
+        def holds(index: int) -> bool:
+            """Whether a placement on the hull keeps to it; what was tried before is known."""
+            made = next((c for c in candidates + more if c.floats == points[index]), None)
             if made is None:
-                continue
-            more.append(made)
-            made.holds = self.holds(made.model)
-            if made.holds:
-                break
+                made = self._build(f"hull {len(more) + 1}", points[index])
+                if made is None:
+                    return True  # nothing is left in integers: no candidate, and no damage
+                made.holds = limit(made.model)
+                more.append(made)
+            return bool(made.holds)
+
+        first_that(len(points), holds)  # the further along the hull, the less damage
         return more
 
     def _closer(self, candidates: Sequence[Candidate], pricing: Pricing) -> list[Candidate]:

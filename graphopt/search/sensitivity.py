@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,13 @@ from graphopt.graph import label
 from graphopt.model import clone, interface
 from graphopt.passes._placement import place
 from graphopt.session import Session
-from graphopt.statistics import Statistics
 from graphopt.target import get_target
 from graphopt.validation import OutputDifference
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from graphopt.gram import Seen
-    from graphopt.linear import Form
     from graphopt.passes.quantize_static import QuantizeStatic
 
 SAMPLES = 16
@@ -39,12 +35,13 @@ SAMPLES = 16
 @dataclass(frozen=True)
 class LayerDamage:
     """``damage``: noise energy over signal energy at the outputs, summed over outputs, with this layer alone in
-    integers; ``sqnr`` is the worst output's, in dB."""
+    integers; ``sqnr`` is the worst output's, in dB. ``noise``: the damage at each output."""
 
     layer: str
     op_type: str
     damage: float
     sqnr: float
+    noise: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -53,42 +50,6 @@ class LayerDamage:
             "damage": self.damage,
             "sqnr_db": self.sqnr if math.isfinite(self.sqnr) else None,
         }
-
-
-@dataclass
-class CachedSweep:
-    """Statistics of a float model, collected once for every way of quantizing it."""
-
-    context: Context
-    known: Statistics | None = None
-    means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    inputs: dict[Form, Seen] = field(default_factory=dict)
-
-    def __call__(self, model: ir.Model, names: Sequence[str], histograms: bool) -> Statistics:
-        del histograms  # the widest answer serves all
-        if self.known is None or any(name not in self.known.values for name in names):
-            assert self.context.collect is not None
-            wanted = dict.fromkeys([*(self.known.values if self.known else ()), *names])
-            self.known = self.context.collect(model, list(wanted), True)
-        return self.known
-
-    def channel_means(self, model: ir.Model, axes: Mapping[str, int]) -> dict[str, NDArray[np.float64]]:
-        """The same for means per channel."""
-        missing = {name: axis for name, axis in axes.items() if name not in self.means}
-        if missing and self.context.channel_means is not None:
-            self.means |= self.context.channel_means(model, missing)
-        return {name: self.means[name] for name in axes if name in self.means}
-
-    def layer_inputs(self, model: ir.Model, forms: Sequence[Form]) -> dict[Form, Seen]:
-        """The same for second moments."""
-        missing = [form for form in forms if form not in self.inputs]
-        if missing and self.context.layer_inputs is not None:
-            self.inputs |= self.context.layer_inputs(model, missing)
-        return {form: self.inputs[form] for form in forms if form in self.inputs}
-
-    def shared(self) -> Context:
-        """The context, with this in place of its own sweeps."""
-        return replace(self.context, collect=self, channel_means=self.channel_means, layer_inputs=self.layer_inputs)
 
 
 def layers(model: ir.Model, step: QuantizeStatic, target: str) -> list[tuple[str, str]]:
@@ -109,12 +70,17 @@ def escaped(name: str) -> str:
 
 
 def sensitivity(
-    model: ir.Model, step: QuantizeStatic, context: Context, *, samples: int = SAMPLES
+    model: ir.Model,
+    step: QuantizeStatic,
+    context: Context,
+    *,
+    samples: int = SAMPLES,
+    without: Collection[str] = (),
 ) -> list[LayerDamage]:
     """Every layer's damage, worst first.
 
     ``model`` is the float model as it will be quantized (simplified); ``context`` has calibration data, and evaluation
-    data that judges where there is any.
+    data that judges where there is any. Outputs in ``without`` do not count.
 
     Raises:
         PreconditionError: no data, or the model cannot be quantized.
@@ -128,31 +94,34 @@ def sensitivity(
     judged = [to_feeds(sample, inputs) for sample in dataset.take(samples)]
     reference = Session(model, threads=context.threads)
     expected = [reference.run(feed) for feed in judged]
-    sweep = context.collect if isinstance(context.collect, CachedSweep) else CachedSweep(context)
-    once = sweep.shared()
     wanted = place(model, get_target(context.target), exclude=step.exclude, include=step.include)
-    sweep(model, [v.name or "" for v in dict.fromkeys(wanted.quantized.values())], True)
-    step.collect_inputs(model, wanted, once)
-    step.collect_means(model, wanted, once)
+    # Everything in one sweep first; what each layer asks for is then known.
+    context.statistics(model, [v.name or "" for v in dict.fromkeys(wanted.quantized.values())], histograms=True)
+    step.collect_inputs(model, wanted, context)
+    step.collect_means(model, wanted, context)
     damages = []
     for index, (name, op_type) in enumerate(found):
-        session = Session(_quantized_only(model, step, once, name), threads=context.threads)
-        damage, sqnr = damage_of(session, judged, expected)
-        damages.append(LayerDamage(name, op_type, damage, sqnr))
+        session = Session(_quantized_only(model, step, context, name), threads=context.threads)
+        damages.append(LayerDamage(name, op_type, *damage_of(session, judged, expected, without)))
         context.progress(index + 1, len(found), "quantizing one layer at a time")
     return sorted(damages, key=lambda d: (-d.damage, d.layer))
 
 
 def damage_of(
-    session: Session, judged: Sequence[Mapping[str, NDArray[Any]]], expected: Sequence[dict[str, NDArray[Any]]]
-) -> tuple[float, float]:
-    """Noise energy over signal energy of a model's outputs, summed over outputs, and the worst output's SQNR in dB."""
-    differences = {name: OutputDifference(name) for name in session.output_names}
+    session: Session,
+    judged: Sequence[Mapping[str, NDArray[Any]]],
+    expected: Sequence[Mapping[str, NDArray[Any]]],
+    without: Collection[str] = (),
+) -> tuple[float, float, dict[str, float]]:
+    """Noise energy over signal energy of a model's outputs, summed over outputs, the worst output's SQNR in dB, and the
+    noise of each output."""
+    counted = [output for output in session.output_names if output not in without]
+    differences = {output: OutputDifference(output) for output in counted}
     for feed, wanted in zip(judged, expected, strict=True):
-        for name, value in session.run(feed).items():
-            differences[name].add(wanted[name], value)
-    ratios = [10 ** (-d.sqnr / 10) if math.isfinite(d.sqnr) else 0.0 for d in differences.values() if not d.mismatch]
-    worst = min((d.sqnr for d in differences.values()), default=math.inf)
+        for output, value in session.run(feed, counted).items():
+            differences[output].add(wanted[output], value)
     if any(d.mismatch for d in differences.values()):
-        return math.inf, -math.inf
-    return sum(ratios), worst
+        return math.inf, -math.inf, {}
+    noise = {d.name: 10 ** (-d.sqnr / 10) if math.isfinite(d.sqnr) else 0.0 for d in differences.values()}
+    worst = min((d.sqnr for d in differences.values()), default=math.inf)
+    return sum(noise.values()), worst, noise

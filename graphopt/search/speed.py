@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import InputError, RuntimeFailure, command
 from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
 from graphopt.report.units import plural, seconds
-from graphopt.search.budget import adopt, budget, static_step, without
+from graphopt.search.budget import adopt, static_step, without
 from graphopt.search.costs import read_table
 from graphopt.search.frontier import OBJECTIVES
+from graphopt.search.limits import limit_of
 from graphopt.search.measured import WAYS, Search
 from graphopt.target import get_target
 
@@ -101,7 +102,7 @@ class Promise:
         step, entry = static_step(pipeline, result)
         if step is None or entry is None or result.exact is None or not get_target(context.target).here:
             return None
-        holds, _ = budget(original, context, gates, metric)
+        holds = limit_of(original, context, gates, metric)
         table = Path(self.cost_table) if self.cost_table is not None else None
         search = Search(
             original,

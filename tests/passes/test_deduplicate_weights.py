@@ -149,3 +149,16 @@ def test_a_constant_node_that_holds_what_an_initializer_holds_goes() -> None:
     assert [(c.site, c.detail) for c in entry.changes] == [("n_k", "Constant equal to 'w'")]
     feeds = {"x": np.ones((3, 2), np.float32)}
     assert run(made, feeds)["y"].tobytes() == run(proto, feeds)["y"].tobytes()
+
+
+def test_an_initializer_that_holds_what_an_output_is_goes() -> None:
+    """Else which of two equal readers comes first decides whether both are kept (tools/fuzz.py, graph 8017)."""
+    array = np.asarray([1, 2], np.float32)
+    made = node("Constant", [], "out", value=numpy_helper.from_array(array))
+    proto = build([node("Add", ["x", "w"], "y"), made], {"x": [3, 2]}, ["y", "out"], {"w": array})
+    after, entry = apply(proto, DeduplicateWeights())
+    assert ops(after) == ["Constant", "Add"]
+    assert initializers(after) == {}
+    assert list(after.graph.node[1].input) == ["x", "out"]
+    assert [(c.site, c.detail) for c in entry.changes] == [("w", "equal to the output 'out'")]
+    same_bits(proto, after, {"x": np.ones((3, 2), np.float32)})

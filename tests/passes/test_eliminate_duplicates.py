@@ -222,3 +222,18 @@ def test_equal_outputs_share_their_readers_whatever_the_order(order: tuple[str, 
     assert list(relu.input) == [next(n for n in listed if n != "y")]  # the output that is listed first
     assert "share" in {c.action for c in entry.changes}
     assert apply(made, EliminateDuplicates())[1].status == "unchanged"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_equal_nodes_of_several_outputs_do_not_depend_on_the_order(swapped: bool) -> None:
+    """One of the two makes all that one can make (tools/fuzz.py, graph 35)."""
+    nodes = [node("TopK", ["x", "k"], ["p", "q"]), node("TopK", ["x", "k"], ["r", "s"])]
+    proto = build(nodes[::-1] if swapped else nodes, {"x": [2, 2]}, ["r", "q", "s"], {"k": np.asarray([1], np.int64)})
+    for output, kind in zip(proto.graph.output, (1, 7, 7), strict=True):
+        output.type.tensor_type.elem_type = kind
+    made, _ = apply(proto, EliminateDuplicates())
+    same_bits(proto, made, X)
+    assert [list(n.output)[1] for n in made.graph.node] == ["q", "s"]
+    assert made.graph.node[0].output[0] == "r"
+    assert [o.name for o in made.graph.output] == ["r", "q", "s"]
+    assert apply(made, EliminateDuplicates())[1].status == "unchanged"

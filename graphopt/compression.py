@@ -1,0 +1,275 @@
+"""``graphopt.compress``: weights in fewer bits, and what that did to bytes, time and numbers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.base import Pass, Progress
+from graphopt.errors import InputError, NothingDone
+from graphopt.gates import parse_size
+from graphopt.graph import opset
+from graphopt.judge import size_verdict
+from graphopt.manager import PassManager
+from graphopt.model import ModelLike, is_external, weight_bytes
+from graphopt.outcome import blank, hold, something_done, with_report
+from graphopt.package import check_zstandard, pack
+from graphopt.package import unpack as take_apart
+from graphopt.pipeline import Options, Result, check_gates, make, make_context, merge_options, read_source
+from graphopt.registry import create
+from graphopt.report.document import SCHEMA_VERSION, about, file_sha256, versions
+from graphopt.report.units import size as in_words
+from graphopt.storage import save
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_SHRINKS = "fold-constants", "deduplicate-weights", "remove-unused"
+"""Exact passes that run before: constants that stand behind a Transpose are one weight then, equal ones are one."""
+
+_FASTER = 0.97
+"""A median time over the original's below which a model is told to be faster."""
+
+
+def compress(
+    model: ModelLike,
+    *,
+    weights: str = "int8",
+    block: int = 64,
+    rounding: str = "auto",
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    memory: str | int | None = None,
+    package: bool = False,
+    **options: Any,
+) -> Result:
+    """Store weights in fewer bits; activations and sums stay in float. No data is needed.
+
+    Args:
+        model: anything :func:`graphopt.model.load` takes; never mutated.
+        weights: ``fp16``, ``bf16``, ``int8`` (a scale per channel), ``int8-block``, ``int4``, ``uint4`` (a scale per
+            block), ``palette8`` or ``palette4`` (the 256 or 16 values that fit the weights best); ``keep`` with
+            ``package``: as they are.
+        block: weights that share a scale, of the formats in blocks: 16, 32, 64, 128 or 256.
+        rounding: ``nearest``, ``fitted``, ``data`` or ``auto``.
+        exclude: names, globs, ``re:`` expressions or operator types of nodes whose weights stay as they are.
+        include: the only ones whose weights are compressed, likewise.
+        memory: weights above which the models are not run to be compared (``"4GB"``; default a quarter of the
+            machine's memory): then they are read, compressed and written tensor by tensor.
+        package: :meth:`Result.save` writes a package for transport, which :func:`unpack` takes apart again.
+        options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
+
+    Raises:
+        InputError: bad model, data or option, or an operator set that cannot be raised as far as the format needs.
+        NothingDone: no weight could be stored in fewer bytes; the message says why.
+        GateFailed: a gate was not met.
+    """
+    if package:
+        check_zstandard()
+    if weights == "keep":
+        return _kept(model, package, options)
+    settings = _settings(weights, block, rounding, exclude, include)
+    merged = merge_options(options, None)
+    check_gates(merged)
+    limit = memory_limit(memory)
+    merged.settings = {**settings, "memory": memory, "package": package}
+    if rounding == "data" and merged.data is None:
+        raise InputError("--rounding data rounds to what layers read, and there is none; give --data, or leave it out")
+    loaded, source = read_source(model, merged)
+    step = create("compress-weights", settings)
+    if weight_bytes(loaded) > limit:
+        return _packaged(_streamed(loaded, source, step, merged, limit), package, merged)
+    before = prepared(loaded, step)
+    must = [step.name, *(p.name for p in before if p.name == "upgrade-opset")]
+    result = make(loaded, [*before, step], merged, verb="compress", named=source, must=must)
+    result.report["notes"][:0] = _told(result.report)
+    _smaller(result.report)
+    return _packaged(result, package, merged)
+
+
+class Packaged(Result):
+    """A result that is saved as a package."""
+
+    progress: Progress | None = None
+    file: Path | None = None
+    """The very file to be packed, where the model is one and was not changed."""
+
+    def save(self, path: str | Path, *, external: bool | None = None) -> list[Path]:
+        """Write the package atomically, and enter the file, and ``package``, in the report."""
+        target = Path(os.path.realpath(path))
+        with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=target.parent) as folder:
+            files = (
+                [self.file]
+                if self.file
+                else save(self.ir_model, Path(folder) / f"{target.name}.onnx", external=external)
+            )
+            self.report["package"] = found = pack(files, target, _megabytes(self.progress, "packing (MB)"))
+        sizes = f"{in_words(found['bytes'])} -> {in_words(found['packed_bytes'])}"
+        self.report["notes"].append(
+            f"packed for transport: {sizes}; the bytes' entropy is {in_words(found['shannon_bytes'])}"
+        )
+        output = self.report["output"]
+        output.update(path=str(path), bytes=target.stat().st_size, sha256=file_sha256(target))
+        return [target]
+
+
+def _packaged(result: Result, package: bool, options: Options) -> Result:
+    if not package:
+        return result
+    found = Packaged(result.ir_model, result.report, result.original)
+    found.progress = options.progress
+    return found
+
+
+def _kept(model: ModelLike, package: bool, options: dict[str, Any]) -> Result:
+    """The model as it is, to be packaged."""
+    merged = merge_options(options, None)
+    if not package:
+        raise InputError("--weights keep changes nothing, which only a package is for; give --package, or a format")
+    if merged.gates.asked() or merged.data is not None or merged.eval_data is not None:
+        raise InputError("--weights keep changes nothing that could be judged; leave out the data and the gates")
+    merged.settings = {"weights": "keep", "package": True}
+    loaded, source = read_source(model, merged)
+    report = {**versions("compress", vars(merged)), **blank(about(loaded, source)), "output": about(loaded, None)}
+    found = Packaged(loaded, report, loaded)
+    found.progress = merged.progress
+    if isinstance(source, (str, os.PathLike)) and not is_external(loaded):
+        found.file = Path(source)
+    return found
+
+
+def unpack(package: str | Path, output: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the model that a package holds to ``output``, its data file beside it, bit by bit as it was packed.
+
+    Raises:
+        InputError: zstandard is not installed, or it cannot be written.
+        ModelError: it is no package, or a damaged one; nothing was written.
+    """
+    target = Path(os.path.realpath(output))
+    found = take_apart(Path(package), target, _megabytes(progress, "unpacking (MB)"))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verb": "unpack",
+        "input": str(package),
+        "output": str(output),
+        **found,
+    }
+
+
+def _megabytes(progress: Progress | None, what: str) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done // 1_000_000, max(total // 1_000_000, 1), what)
+
+    return told
+
+
+def _settings(
+    weights: str, block: int, rounding: str, exclude: Sequence[str], include: Sequence[str]
+) -> dict[str, Any]:
+    """The options of the pass."""
+    for name, patterns in (("exclude", exclude), ("include", include)):
+        if isinstance(patterns, str):
+            raise InputError(f"{name} is one string; give a list of patterns: [{patterns!r}]")
+    return {
+        "weights": weights,
+        "block": block,
+        "rounding": rounding,
+        "exclude": tuple(exclude),
+        "include": tuple(include),
+    }
+
+
+def memory_limit(memory: str | int | None) -> int:
+    """Bytes of weights that may be run; see :func:`compress`.
+
+    Raises:
+        InputError: no size.
+    """
+    if memory is not None:
+        try:
+            return parse_size(str(memory), 1)
+        except InputError as error:
+            raise InputError(f"--memory {error}") from error
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (AttributeError, ValueError, OSError):  # no such question on Windows
+        return 2**31
+
+
+def prepared(model: ir.Model, step: Pass) -> list[Pass]:
+    """What runs before: the operator set that the format needs, and exact passes that make weights fewer."""
+    return [*_raised(model, step), *(create(name, {}) for name in _SHRINKS)]
+
+
+def _raised(model: ir.Model, step: Pass) -> list[Pass]:
+    wanted = int(getattr(step, "least_opset", 1))
+    inline = [create("inline-functions", {})] if model.functions else []
+    return [*inline, create("upgrade-opset", {"to": wanted})] if 0 < opset(model) < wanted else inline
+
+
+def _streamed(model: ir.Model, source: ModelLike, step: Pass, options: Options, limit: int) -> Result:
+    """The same without running anything: each weight against itself."""
+    why = f"the weights take {in_words(weight_bytes(model))}, more than --memory ({in_words(limit)})"
+    asked = {key for key in options.gates.asked() if key != "max_size"}
+    for name in (*sorted(asked), *(key for key in ("data", "eval_data") if getattr(options, key) is not None)):
+        raise InputError(f"--{name.replace('_', '-')} has to run the model, and {why}; raise --memory, or leave it out")
+    if options.dims or options.input_shapes or options.fold_overridable or options.opset:
+        raise InputError(f"changes to the model's interface are verified by running it, and {why}; raise --memory")
+    report = {**versions("compress", vars(options)), **blank(about(model, source))}
+    context = make_context(model, options, report)
+    pipeline = [*_raised(model, step), step]
+    result = PassManager(pipeline, verify="off", raise_preconditions=True).run(model, context)
+    report["ledger"] = [entry.as_dict() for entry in result.ledger]
+    something_done(result, pipeline, [step.name], report)
+    report["output"] = about(result.model, None)
+    sizes = report["input"]["bytes"], report["output"]["bytes"]
+    verdict = size_verdict(options.gates, sizes)
+    report.update(verdict.as_dict())
+    loss = result.ledger[-1].metrics["weight_sqnr_db"]
+    told = "exactly" if loss is None else f"to {loss:.1f} dB"
+    report["notes"] += [*_told(report), f"neither model was run: {why}; each weight was compared with itself: {told}"]
+    hold(verdict, result, report, strict=options.strict)
+    _smaller(report)
+    return Result(result.model, report, model)
+
+
+def _smaller(report: dict[str, Any]) -> None:
+    before, after = report["input"]["bytes"], report["output"]["bytes"]
+    if after >= before:
+        raise with_report(
+            NothingDone(
+                f"the file would not shrink ({in_words(before)} -> {in_words(after)}): what decodes the weights "
+                "outweighs them; nothing was written"
+            ),
+            report,
+        )
+
+
+def _told(report: dict[str, Any]) -> list[str]:
+    """What the runtime does with the weights, and whether anything but the file got smaller."""
+    metrics = next(e["metrics"] for e in reversed(report["ledger"]) if e["pass"] == "compress-weights")
+    parts = []
+    for key, what in (
+        ("bytes_multiplied_packed", "are multiplied as they are stored (less memory)"),
+        ("bytes_decoded_on_lookup", "are decoded row by row as they are looked up (less memory)"),
+        ("bytes_decoded_at_load", "are decoded when the model is loaded (memory and time as before)"),
+    ):
+        if metrics[key]:
+            parts.append(f"{in_words(metrics[key])} {what}")
+    notes = [f"of the weights compressed, {'; '.join(parts)}"]
+    speed = report["latency_ratio"]
+    if speed is not None:
+        if speed["median"] < _FASTER and speed["high"] < 1:
+            notes.append(f"it runs faster here: {speed['median']:.2f} of the original's time")
+        elif speed["low"] > 1:
+            notes.append(f"it runs slower here: {speed['median']:.2f} of the original's time; smaller is all it is")
+        else:
+            notes.append(
+                "it takes the time that the original takes: it only shrinks the file"
+                + (" and what the weights take in memory" if metrics["bytes_decoded_at_load"] == 0 else "")
+            )
+    return notes

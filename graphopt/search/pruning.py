@@ -1,0 +1,108 @@
+"""Pruning inside a budget, and the promise that it is worth it: smaller *and* faster here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from graphopt.base import Context, Gates, PassResult, Pipeline, flatten
+from graphopt.errors import RuntimeFailure
+from graphopt.judge import Verdict, time_both
+from graphopt.model import clone
+from graphopt.passes.prune import Prune
+from graphopt.search.budget import adopt
+from graphopt.search.limits import limit_of
+from graphopt.search.speed import Promise, measured
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.gates import Metric
+    from graphopt.ledger import RunResult
+
+FASTER = 0.99
+"""Latency has fallen where the median of the candidate's time over the original's is at most this."""
+
+_TRIES = 4  # of how much may go, after the first: each halves what is unknown
+
+_AGAIN = 3.0
+
+
+class Faster(Promise):
+    """That what was pruned is faster here than what came in."""
+
+    def wanted(self, verdict: Verdict | None, kept: dict[str, Any] | None) -> bool:
+        """There is nothing to place."""
+        return False
+
+    def keep(
+        self, verdict: Verdict, original: ir.Model, candidate: ir.Model, context: Context, gates: Gates, time: float
+    ) -> dict[str, Any]:
+        """Whether latency fell, as the report has it; where it seems not to have, both are timed again."""
+        why = self.unchecked(gates, context.target, time)
+        if why is None and verdict.speed is None:
+            why = "the original does not run here"
+        if why is not None:
+            return {"limit": FASTER, "checked": False, "holds": None, "why": why}
+        if verdict.speed is not None and verdict.speed[2] >= 1:
+            time_both(verdict, original, candidate, context, seconds=_AGAIN * time)
+        assert verdict.speed is not None
+        return {"limit": FASTER, "checked": True, "holds": verdict.speed[0] <= FASTER, "why": measured(verdict)}
+
+
+def prune_to_budget(
+    result: RunResult, pipeline: Pipeline, original: ir.Model, context: Context, gates: Gates, metric: Metric | None
+) -> None:
+    """Where a pruning that may ``search`` misses ``max_drop`` or ``min_sqnr``: remove as much as keeps to them.
+
+    What is left lies between what the pass was told and everything, and is found by halving; every try is repaired and
+    judged whole. ``result`` becomes the smallest that holds, and the mildest that was tried where none does.
+    """
+    step = next((p for p in flatten(pipeline) if isinstance(p, Prune) and p.search), None)
+    entry = next((e for e in result.ledger if step is not None and e.name == step.name), None)
+    asked = gates.max_drop is not None or gates.min_sqnr is not None
+    holds = limit_of(original, context, gates, metric) if asked else None
+    others = any(e.changes and e.contract == "approximate" for e in result.ledger if e is not entry)
+    if step is None or entry is None or not entry.changes or result.exact is None or holds is None or others:
+        return
+    try:
+        if holds(result.model):
+            return
+        tried = _halve(step, result.exact, replace(context, eval_data=holds.samples), holds)
+    except RuntimeFailure:  # a model that does not run here is judged, and refused, by the gates themselves
+        return
+    good = [(share, model, done) for share, model, done, kept in tried if kept]
+    chosen = min(good, key=lambda one: one[0]) if good else max(((s, m, d) for s, m, d, _ in tried), key=lambda o: o[0])
+    adopt(result, entry, chosen[1], chosen[2], _sharing(step, chosen[0]))
+    shares = ", ".join(f"{100 * share:.0f} % {'holds' if kept else 'does not'}" for share, _, _, kept in tried)
+    judging = context.eval_data or context.data or ()
+    told = f"of {step.amount.what} left, {shares}; judged on {len(holds.samples)} of the {len(judging)} samples"
+    result.notes.append(f"{'as much as keeps to the budget was removed' if good else 'no try keeps to it'}: {told}")
+
+
+_Try = tuple[float, "ir.Model", PassResult, bool]
+
+
+def _halve(step: Prune, model: ir.Model, context: Context, holds: Callable[[ir.Model], bool]) -> list[_Try]:
+    low, high = step.amount.share, 1.0  # of what is left (``ratio``: of what goes, so the other way round)
+    if step.amount.what == "ratio":
+        low, high = 1 - low, 1.0
+    tried: list[_Try] = []
+    for _ in range(_TRIES):
+        middle = (low + high) / 2
+        candidate = clone(model)
+        done = _sharing(step, middle).run(candidate, context)
+        if not done.changes:
+            high = middle
+            continue
+        kept = holds(candidate)
+        tried.append((middle, candidate, done, kept))
+        low, high = (low, middle) if kept else (middle, high)
+    return tried
+
+
+def _sharing(step: Prune, left: float) -> Prune:
+    """``step`` for another share of what is left."""
+    options: dict[str, Any] = {step.amount.what: 1 - left if step.amount.what == "ratio" else left}
+    return replace(step, **options)

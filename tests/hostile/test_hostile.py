@@ -1,0 +1,35 @@
+"""Every kind of hostile file on two verbs, in a warm process under limits; ``make hostile`` runs it on all of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hostile.corpus import Kind, data, models
+from hostile.oracle import Case
+from hostile.pool import Worker, start
+from hostile.verbs import quick
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+KINDS = [*models(), *data()]
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with start() as found:
+        yield found
+
+
+def test_there_are_enough_kinds() -> None:
+    assert len(KINDS) >= 170
+    assert len({kind.name for kind in KINDS}) == len(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_kind(kind: Kind, worker: Worker, tmp_path: Path) -> None:
+    case = Case(kind, tmp_path)
+    found = [text for line in quick(case) for text in case.problems(worker, line)]
+    assert not found, "\n".join(found)
