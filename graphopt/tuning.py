@@ -34,7 +34,7 @@ from graphopt.report.units import size as size_text
 from graphopt.search.costs import cache_folder, this_machine
 from graphopt.search.frontier import OBJECTIVES, Candidate, frontier, ranked
 from graphopt.search.proposals import Proposals, require_optuna
-from graphopt.search.space import FLOAT, Space
+from graphopt.search.space import Space
 from graphopt.search.speed import Promise
 from graphopt.storage import write_text
 from graphopt.target import get_target
@@ -304,7 +304,7 @@ def _handed_over(search: Search, model: ir.Model, source: Any, options: Options,
         search.chosen = candidate
         pipeline = search.trials.pipeline(candidate.config)[len(search.trials.begin) :]
         must = [p.name for p in search.trials.space.after(candidate.config)]
-        promise = Promise(search.allow_slower or candidate.config["arithmetic"] == FLOAT, "rules")
+        promise = Promise(search.allow_slower, "rules")
         try:
             result = make(model, pipeline, options, verb="tune", named=source, must=must, promise=promise)
         except (GateFailed, NothingDone) as error:

@@ -82,9 +82,9 @@ def _template() -> Template:
 
 _SECTIONS = {
     "gates": "Gates",
+    "tuning": "Configurations",
     "models": "Models",
     "size": "Size",
-    "tuning": "Configurations",
     "changed": "Graph",
     "passes": "Passes",
     "layers": "Layers",

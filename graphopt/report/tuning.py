@@ -15,7 +15,7 @@ Report = dict[str, Any]
 _RADIUS = (4.0, 16.0)
 """Pixels: of a dot for no bytes, and of the largest file's."""
 
-_EDGE = 0.06
+_EDGE = 0.08
 """Of the picture's width and height, what is left free on each side so that dots stay inside."""
 
 
@@ -63,7 +63,7 @@ def _score(one: Report) -> str:
 
 
 def page(tuning: Report | None) -> Report | None:
-    """The picture: time to the right, accuracy upwards, a dot's area is the file; None: nothing was tuned."""
+    """The picture: time to the right, accuracy upwards, larger dots for larger files; None: nothing was tuned."""
     from graphopt.report.listings import grid  # which knows the printers, that know this module
 
     measured = [one for one in tuning["candidates"] if one["ratio"] is not None] if tuning is not None else []
@@ -74,6 +74,7 @@ def page(tuning: Report | None) -> Report | None:
     worth = {id(one): top if one["score"] is None else one["score"] for one in measured}
     across = _widened(min(one["ratio"]["median"] for one in measured), max(one["ratio"]["median"] for one in measured))
     upward = _widened(min(worth.values()), max(worth.values()))
+    levels = _ends(upward) if len(set(worth.values())) > 1 else [top]
     largest = max(one["bytes"] for one in measured)
     good = sum(one["on_frontier"] for one in measured)
     dots = []
@@ -93,7 +94,7 @@ def page(tuning: Report | None) -> Report | None:
         "heading": heading(tuning),
         "dots": dots,
         "marks": [{"at": across.at(value), "text": f"{value:.3f}x"} for value in _ends(across)],
-        "levels": [{"at": round(100 - upward.at(value), 2), "text": f"{value:.4g}"} for value in _ends(upward)],
+        "levels": [{"at": round(100 - upward.at(value), 2), "text": f"{value:.4g}"} for value in levels],
         "score": tuning["score"],
         "table": grid(table(tuning, every=True), name=True),
         "label": f"{heading(tuning)}; {plural(good, 'candidate')} on the frontier",
