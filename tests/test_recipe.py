@@ -20,12 +20,16 @@ from graphopt.foreign import ForeignPass, foreign
 from graphopt.observers import OBSERVERS
 from graphopt.recipe import Recipe, parse, read, write
 
-CHOICES: dict[str, list[str]] = {
+CHOICES: dict[str, list[Any]] = {
     "observer": [o for o in OBSERVERS if o != "mse"],
     "weights": ["s8", "s7", "u8"],
     "of": ["macs", "size", "channels"],
     "importance": ["loss", "l2", "l1"],
     "repair": ["auto", "asymmetric", "symmetric", "moments", "none"],
+    "format": ["uint4", "fp16", "palette8"],
+    "round_to": ["nearest", "fitted", "data"],
+    "block": [16, 32, 128, 256],
+    "assign": [("embedding=int8",), ("w=uint4", "a=b=float")],
 }
 BOUNDS: dict[str, tuple[float, float]] = {
     "percentile": (50.5, 100.0),
