@@ -210,6 +210,23 @@ def test_a_metric_that_does_not_rise_is_not_accepted(images: dict[str, Any]) -> 
         graphopt.finetune(student, teacher=small(), data=data, steps=20, time=0, metric="accuracy")
 
 
+def test_samples_of_many_lengths() -> None:
+    rng = np.random.default_rng(2)
+    samples = []
+    for length in [5, 6, 9, 12] * 6:
+        ids = rng.integers(1, 200, (1, length))
+        samples.append({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    student = load(MODELS / "encoder.onnx")
+    for value in student.graph.initializers.values():
+        array = constant_array(value)
+        if array is not None and array.dtype == np.float32 and array.ndim == 2:
+            value.const_value = ir.tensor((array * np.float32(0.8)).astype(np.float32), name=value.name)
+    result = graphopt.finetune(student, teacher=MODELS / "encoder.onnx", data=samples, steps=20, batch=4, time=0)
+    metrics = result.report["ledger"][-1]["metrics"]
+    assert metrics["samples_stacked"]
+    assert metrics["judged_after"] < 0.8 * metrics["judged_before"]
+
+
 def test_frozen_weights_stay(images: dict[str, Any]) -> None:
     student = small(scale=0.2)
     result = graphopt.finetune(student, teacher=small(), data=images, steps=20, time=0, lr=1e-2, freeze=["Conv"])
