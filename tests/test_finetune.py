@@ -227,6 +227,15 @@ def test_samples_of_many_lengths() -> None:
     assert metrics["judged_after"] < 0.8 * metrics["judged_before"]
 
 
+def test_few_samples_still_train_stop_and_judge_apart(images: dict[str, Any]) -> None:
+    few = {"image": images["image"][:12]}
+    result = graphopt.finetune(small(scale=0.2), teacher=small(), data=few, steps=20, lr=1e-2, time=0)
+    m = result.report["ledger"][-1]["metrics"]
+    assert (m["samples_trained"], m["samples_held_out"], m["judged_samples"]) == (8, 2, 2)
+    with pytest.raises(PreconditionError, match="finetune needs 10 samples or more"):
+        graphopt.finetune(small(), teacher=small(), data={"image": images["image"][:9]}, time=0)
+
+
 def test_frozen_weights_stay(images: dict[str, Any]) -> None:
     student = small(scale=0.2)
     result = graphopt.finetune(student, teacher=small(), data=images, steps=20, time=0, lr=1e-2, freeze=["Conv"])
