@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_VENV ?= .venv-torch
+NNCF_VENV ?= .venv-nncf
 # A CPU build is enough; where the registry would bring CUDA, name another: make models TORCH="..."
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test hostile lint models fixtures bench-calibration clean
+.PHONY: demo test hostile lint models fixtures bench-calibration bench-quantize clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'graphopt needs Python 3.11 or newer; name one: make PYTHON=python3.12')"
@@ -48,5 +49,15 @@ fixtures: $(TORCH_VENV)/.installed  ## make the committed fixtures and the demo 
 bench-calibration: $(VENV)/.installed  ## calibration cost against plain inference, on the fetched models
 	$(BIN)/python tools/bench/calibration.py
 
+bench-quantize: $(VENV)/.installed $(NNCF_VENV)/.installed  ## quantize beside the other quantizers, on the fetched models
+	$(BIN)/python tools/bench/quantize.py $$(test -x $(NNCF_VENV)/bin/python && echo --nncf-python $(NNCF_VENV)/bin/python)
+
+# NNCF pins what it needs, so it gets an environment of its own; the bench runs without it where it does not install.
+$(NNCF_VENV)/.installed:
+	mkdir -p $(NNCF_VENV)
+	$(PYTHON) -m venv $(NNCF_VENV)
+	$(NNCF_VENV)/bin/python -m pip install -qq nncf onnx onnxruntime || { echo "NNCF does not install here; its columns are left out"; rm -rf $(NNCF_VENV)/bin; }
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) build dist demo-out *.egg-info
+	rm -rf $(VENV) $(TORCH_VENV) $(NNCF_VENV) build dist demo-out *.egg-info

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from graphopt.errors import NothingDone as NothingDone
     from graphopt.errors import OverBudget as OverBudget
     from graphopt.errors import RuntimeFailure as RuntimeFailure
+    from graphopt.exporting import export as export
 
 
 def __getattr__(name: str) -> Any:

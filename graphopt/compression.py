@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,17 @@ from graphopt.gates import parse_size
 from graphopt.graph import opset
 from graphopt.judge import size_verdict
 from graphopt.manager import PassManager
-from graphopt.model import ModelLike, is_external, weight_bytes
+from graphopt.model import ModelLike, clone, is_external, weight_bytes
 from graphopt.outcome import blank, hold, something_done, with_report
 from graphopt.package import check_zstandard, pack
 from graphopt.package import unpack as take_apart
-from graphopt.pipeline import Options, Result, check_gates, make, make_context, merge_options, read_source
+from graphopt.passes.compress_weights import CompressWeights
+from graphopt.pipeline import Options, Result, as_metric, check_gates, make, make_context, merge_options, read_source
 from graphopt.registry import create
 from graphopt.report.document import SCHEMA_VERSION, about, file_sha256, versions
 from graphopt.report.units import size as in_words
+from graphopt.search.bits import Move, assigned, for_budget, for_size, moves
+from graphopt.search.limits import limit_of
 from graphopt.storage import save
 
 if TYPE_CHECKING:
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 _SHRINKS = "fold-constants", "deduplicate-weights", "remove-unused"
 """Exact passes that run before: constants that stand behind a Transpose are one weight then, equal ones are one."""
 
+_NODES = 400
+"""Bytes that the nodes which decode a weight take, about."""
+
 _FASTER = 0.97
 """A median time over the original's below which a model is told to be faster."""
 
@@ -37,11 +44,12 @@ _FASTER = 0.97
 def compress(
     model: ModelLike,
     *,
-    weights: str = "int8",
+    weights: str | None = None,
     block: int = 64,
     rounding: str = "auto",
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
+    size: str | int | None = None,
     memory: str | int | None = None,
     package: bool = False,
     **options: Any,
@@ -52,11 +60,13 @@ def compress(
         model: anything :func:`graphopt.model.load` takes; never mutated.
         weights: ``fp16``, ``bf16``, ``int8`` (a scale per channel), ``int8-block``, ``int4``, ``uint4`` (a scale per
             block), ``palette8`` or ``palette4`` (the 256 or 16 values that fit the weights best); ``keep`` with
-            ``package``: as they are.
+            ``package``: as they are; ``auto``: chosen for each weight, for ``size`` or within ``max_drop`` or
+            ``min_sqnr``. Default ``int8``, with ``size`` ``auto``.
         block: weights that share a scale, of the formats in blocks: 16, 32, 64, 128 or 256.
         rounding: ``nearest``, ``fitted``, ``data`` or ``auto``.
         exclude: names, globs, ``re:`` expressions or operator types of nodes whose weights stay as they are.
         include: the only ones whose weights are compressed, likewise.
+        size: what is to be left of the file: ``"25MB"``, or a ratio such as ``"0.3"``.
         memory: weights above which the models are not run to be compared (``"4GB"``; default a quarter of the
             machine's memory): then they are read, compressed and written tensor by tensor.
         package: :meth:`Result.save` writes a package for transport, which :func:`unpack` takes apart again.
@@ -71,23 +81,91 @@ def compress(
         check_zstandard()
     if weights == "keep":
         return _kept(model, package, options)
-    settings = _settings(weights, block, rounding, exclude, include)
+    weights = weights or ("int8" if size is None else "auto")
+    settings = _settings("uint4" if weights == "auto" else weights, block, rounding, exclude, include)
     merged = merge_options(options, None)
+    _check_search(weights, size, merged)
     check_gates(merged)
     limit = memory_limit(memory)
-    merged.settings = {**settings, "memory": memory, "package": package}
+    merged.settings = {**settings, "weights": weights, "size": size, "memory": memory, "package": package}
     if rounding == "data" and merged.data is None:
         raise InputError("--rounding data rounds to what layers read, and there is none; give --data, or leave it out")
     loaded, source = read_source(model, merged)
     step = create("compress-weights", settings)
-    if weight_bytes(loaded) > limit:
-        return _packaged(_streamed(loaded, source, step, merged, limit), package, merged)
-    before = prepared(loaded, step)
+    assert isinstance(step, CompressWeights)
+    if weight_bytes(loaded) <= limit:
+        return _packaged(_made(loaded, source, step, merged, size, choose=weights == "auto"), package, merged)
+    if weights == "auto":
+        raise InputError("choosing formats has to run the model, and its weights are more than --memory; raise it")
+    return _packaged(_streamed(loaded, source, step, merged, limit), package, merged)
+
+
+def _made(
+    model: ir.Model, source: ModelLike, step: CompressWeights, options: Options, size: str | int | None, *, choose: bool
+) -> Result:
+    """Compressed, compared with the original and timed against it."""
+    before = prepared(model, step)
+    notes: list[str] = []
+    if choose:
+        step, notes = _chosen(model, source, before, step, options, size)
     must = [step.name, *(p.name for p in before if p.name == "upgrade-opset")]
-    result = make(loaded, [*before, step], merged, verb="compress", named=source, must=must)
-    result.report["notes"][:0] = _told(result.report)
+    result = make(model, [*before, step], options, verb="compress", named=source, must=must)
+    result.report["notes"][:0] = [*notes, *_told(result.report)]
     _smaller(result.report)
-    return _packaged(result, package, merged)
+    return result
+
+
+def _check_search(weights: str, size: str | int | None, options: Options) -> None:
+    gates = options.gates
+    if size is not None and weights != "auto":
+        raise InputError(f"--size chooses a format for each weight, and --weights {weights} is one for all; give one")
+    if size is not None:
+        try:
+            parse_size(str(size), 1)
+        except InputError as error:
+            raise InputError(f"--size {error}") from error
+    if weights == "auto" and size is None:
+        if gates.max_drop is None and gates.min_sqnr is None:
+            raise InputError("--weights auto needs something to aim at; give --size, --max-drop or --min-sqnr")
+        if options.data is None and options.eval_data is None:
+            raise InputError("--weights auto judges formats on data here; give --eval-data (or --data), or --size")
+
+
+def _chosen(
+    model: ir.Model, source: ModelLike, before: list[Pass], step: CompressWeights, options: Options, size: Any
+) -> tuple[CompressWeights, list[str]]:
+    """The step with a format for each weight, and what to tell of that.
+
+    Raises:
+        NothingDone: not even the smallest formats reach the size, or nothing keeps to the budget.
+    """
+    report = {**versions("compress", vars(options)), **blank(about(model, source))}
+    context = make_context(model, options, report)
+    run = PassManager(before, verify="off", raise_preconditions=True).run(model, context)
+    found = moves(run.model, step, context)
+    bytes_in, now = report["input"]["bytes"], about(run.model, None)["bytes"]
+    if size is not None:
+        wanted = parse_size(str(size), bytes_in)
+        taken = for_size(found, now + _NODES * len({move.weight for move in found}), wanted)
+        if taken is None:
+            least = now - sum(move.saved for move in found)
+            why = f"the smallest formats leave about {in_words(least)}, and --size asks for {in_words(wanted)}"
+            raise with_report(NothingDone(f"{why}; nothing was written"), report)
+    else:
+        holds = limit_of(model, context, options.gates, as_metric(options.metric))
+        assert holds is not None
+
+        def kept(some: Sequence[Move]) -> bool:
+            one = clone(run.model)
+            replace(step, assign=assigned(some)).run(one, context)
+            return holds(one)
+
+        taken = for_budget(found, kept)
+        if not taken:
+            raise with_report(NothingDone("not one weight can be stored in less within the budget"), report)
+    counts = f"{len({m.weight for m in taken})} of {len({m.weight for m in found})} weights"
+    note = f"{counts} got a format for least damage per byte, {len(taken)} of {len(found)} steps down"
+    return replace(step, assign=assigned(taken)), [note]
 
 
 class Packaged(Result):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from graphopt.errors import InputError, NothingDone
@@ -17,26 +17,10 @@ from graphopt.registry import create
 _NOT_HERE = ("WARNING: the file is no smaller", "WARNING: output '")
 """Warnings that are for what loses by being changed: a student is there to become another, of the same size."""
 
+_TRAINING = {field.name: field.default for field in dataclasses.fields(Finetune) if field.name != "teacher"}
 
-def finetune(
-    model: ModelLike,
-    *,
-    teacher: ModelLike | None = None,
-    data: Any = None,
-    loss: Sequence[str] = ("auto",),
-    temperature: float = 2.0,
-    match: Sequence[str] = (),
-    steps: int = 300,
-    lr: float = 3e-3,
-    batch: int = 16,
-    optimizer: str = "adam",
-    patience: int = 6,
-    freeze: Sequence[str] = (),
-    scales: str = "weights",
-    checkpoint: str | os.PathLike[str] | None = None,
-    resume: str | os.PathLike[str] | None = None,
-    **options: Any,
-) -> Result:
+
+def finetune(model: ModelLike, *, teacher: ModelLike | None = None, data: Any = None, **options: Any) -> Result:
     """Train ``model`` on what ``teacher`` says of samples, without labels and without a training framework.
 
     Integer weights (QDQ) are trained as floats that are rounded on every step, and are integers again at the end.
@@ -46,36 +30,20 @@ def finetune(
         teacher: the model it came from, or any other whose outputs are the same in name (or number) and shape.
         data: samples to train on, in any form :func:`graphopt.data.load_data` reads; a fifth of them decides when
             to stop. ``eval_data`` judges (without it a fifth is held back for that first).
-        loss, temperature, match, steps, lr, batch, optimizer, patience, freeze, scales, checkpoint, resume: options of
-            the pass, see :class:`graphopt.passes.finetune.Finetune`.
-        options: fields of :class:`graphopt.pipeline.Options`, and gates, which compare with ``model``.
+        options: ``loss``, ``temperature``, ``match``, ``steps``, ``lr``, ``batch``, ``optimizer``, ``patience``,
+            ``freeze``, ``scales``, ``checkpoint``, ``resume`` (see :class:`graphopt.passes.finetune.Finetune`);
+            fields of :class:`graphopt.pipeline.Options`; and gates, which compare with ``model``.
 
     Raises:
         InputError: bad model, data or option, or an operator without a gradient rule.
         NothingDone: the result is not better than ``model`` on the judging samples, by the loss or the metric.
         GateFailed: a gate was not met.
     """
-    for name, texts in (("loss", loss), ("match", match), ("freeze", freeze)):
-        if isinstance(texts, str):
-            raise InputError(f"{name} is one string; give a list: [{texts!r}]")
     if teacher is None:
         raise InputError("finetune needs a teacher to learn from; give --teacher ORIGINAL.onnx")
     if data is None:
         raise InputError("finetune needs samples to train on; give --data FILE (no labels needed)")
-    settings = {
-        "loss": list(loss),
-        "temperature": temperature,
-        "match": list(match),
-        "steps": steps,
-        "lr": lr,
-        "batch": batch,
-        "optimizer": optimizer,
-        "patience": patience,
-        "freeze": list(freeze),
-        "scales": scales,
-        "checkpoint": str(checkpoint or ""),
-        "resume": str(resume or ""),
-    }
+    settings = {name: _plain(name, options.pop(name, default)) for name, default in _TRAINING.items()}
     merged = merge_options({**options, "data": data}, None)
     step = create("finetune", settings)
     assert isinstance(step, Finetune)
@@ -97,3 +65,16 @@ def finetune(
             report,
         )
     return result
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option as a recipe has it: a path is text, a tuple a list.
+
+    Raises:
+        InputError: a single text where there are several.
+    """
+    if isinstance(_TRAINING[name], tuple):
+        if isinstance(value, str):
+            raise InputError(f"{name} is one string; give a list: [{value!r}]")
+        return list(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

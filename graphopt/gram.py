@@ -38,7 +38,7 @@ _AT_LEAST = 16  # rows per sample, however many samples there are
 MEMORY_MB = 512
 """What the matrices of one sweep may hold together; beyond it they are collected in turns and kept in files."""
 
-_BLOCK = 512  # rows that wait for one product in float32, which is then added in float64
+_BLOCK = 1024  # rows that wait for one product in float32, which is then added in float64
 
 
 @dataclass
@@ -82,7 +82,10 @@ class LayerInput:
         columns = np.concatenate(self._waiting, axis=2)
         self._waiting = []
         columns, product = _product(columns)
-        self.gram += product
+        if self.count:
+            self.gram += product
+        else:  # the zeros of an empty one have no page of memory yet, and need none
+            self.gram = product.astype(np.float64)
         self.total += columns.sum(axis=2)
         self.count += columns.shape[2]
 

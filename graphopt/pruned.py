@@ -22,7 +22,7 @@ from graphopt.validation import runnable
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LEAST_LEFT = 0.3
+LEAST_LEFT = 0.1
 """How much of the MACs is left at least where only a budget is given."""
 
 
@@ -154,7 +154,11 @@ def _settings(
             raise InputError(f"--{name} is {value!r}; it must be a share between 0 and 1, e.g. 0.7")
     chosen: dict[str, Any] = {"importance": importance, "repair": repair, "multiple": multiple}
     chosen |= {"exclude": tuple(exclude), "include": tuple(include)}
-    return chosen | {k: float(v) for k, v in (("macs", macs), ("ratio", ratio)) if v is not None}
+    if macs is not None:
+        chosen |= {"left": float(macs), "of": "macs"}
+    if ratio is not None:
+        chosen |= {"left": 1 - float(ratio), "of": "channels"}
+    return chosen
 
 
 def _step(
@@ -174,14 +178,14 @@ def _step(
             raise InputError(
                 f"--size {size}: the model has {file} bytes, {weights} of them weights; ask for something in between"
             )
-        amount["size"] = share
-    elif "macs" not in settings and "ratio" not in settings:
+        amount = {"left": share, "of": "size"}
+    elif "left" not in settings:
         if options.gates.max_drop is None and options.gates.min_sqnr is None:
             raise InputError(
                 "say how much goes: --macs 0.7 (share of the MACs that is left), --ratio 0.3 (share of the channels "
                 "that goes), --size 25MB, or --max-drop 1% (as much as that allows)"
             )
-        amount |= {"macs": LEAST_LEFT, "search": True}
+        amount = {"left": LEAST_LEFT, "search": True}
     if opset(model) == 0:
         raise InputError("the model imports no operator set that prune knows; it has nothing to remove")
     step = create("prune", {**settings, **amount})

@@ -78,7 +78,7 @@ def excluded_layers(path: str | Path) -> list[str]:
         names = report["suggested"]
     except FileNotFoundError:
         raise InputError(f"no such file: {path}; make it with graphopt sensitivity IN --data D -o {path}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} is not what graphopt sensitivity -o writes ({type(error).__name__}); make it again"
         ) from error

@@ -106,6 +106,8 @@ def parse(text: str, folder: Path | None = None) -> Recipe:
     """
     try:
         table = tomllib.loads(text)
+    except RecursionError:
+        raise InputError("not valid TOML: it is nested too deep; is it a recipe?") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"not valid TOML: {error}") from error
     if "locked" in table:

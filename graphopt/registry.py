@@ -16,7 +16,6 @@ from graphopt.user_code import one_line
 GROUP = "graphopt.passes"
 
 PASSES: dict[str, str] = {
-    "prune": "graphopt.passes.prune:Prune",
     "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
     "fold-overridable": "graphopt.passes.fold_overridable:FoldOverridable",
     "freeze-shapes": "graphopt.passes.freeze_shapes:FreezeShapes",
@@ -37,6 +36,7 @@ PASSES: dict[str, str] = {
     "deduplicate-weights": "graphopt.passes.deduplicate_weights:DeduplicateWeights",
     "simplify": "graphopt.passes.simplify:Simplify",
     "smooth": "graphopt.passes.smooth:Smooth",
+    "prune": "graphopt.passes.prune:Prune",
     "quantize-static": "graphopt.passes.quantize_static:QuantizeStatic",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "compress-weights": "graphopt.passes.compress_weights:CompressWeights",

@@ -124,12 +124,15 @@ def _reason(node: ir.Node, target: Target, in_main: bool, exclude: Sequence[str]
         if constant_array(data) is not None:
             return "its constant is the left operand; the runtime's integer kernel wants it on the right"
         if weight.is_initializer():
-            return "its weight is also a graph input, so a caller may replace it; export it without"
+            return (
+                "its weight is also a graph input, so a caller may replace it; --fold-overridable makes it a constant "
+                "(at IR version 3 with --opset 17)"
+            )
         return "both operands are computed; there are no weights to store"
     if is_op(weight.producer(), "DequantizeLinear") or is_op(data.producer(), "DequantizeLinear"):
         return "it is quantized already"
     if stored.dtype != "float32":
-        return f"its weights are {stored.dtype}; only float32 layers are quantized"
+        return f"its weights are {stored.dtype}; only float32 layers are quantized: start from the float32 model"
     if not np.isfinite(stored).all():
         return "its weights hold NaN or infinity"
     if constant_array(data) is not None:
@@ -138,7 +141,7 @@ def _reason(node: ir.Node, target: Target, in_main: bool, exclude: Sequence[str]
     if bias is not None:
         added = constant_array(bias)
         if added is None:
-            return "its bias is computed, or a caller may replace it"
+            return "its bias is computed, or a caller may replace it (--fold-overridable makes it a constant)"
         if not np.isfinite(added).all():
             return "its bias holds NaN or infinity"
     return _shape_reason(node, stored.ndim)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_LONG = 40
+
+
 @dataclass(frozen=True)
 class Affine:
     """``real = (integer - zero_point) * scale``; ``kind``: the integers' type."""
@@ -57,6 +60,12 @@ def symmetric(low: float, high: float) -> Affine:
     return Affine(scale, 0, -128 * scale, 127 * scale, "int8")
 
 
+def _short(name: str) -> str:
+    """Beginning and end of a long name: what is written for one value repeats it nine times, and exporters that join
+    the names of all that they fused would make the file larger than int8 makes it smaller."""
+    return name if len(name) <= _LONG else f"{name[: _LONG // 2]}..{name[-_LONG // 2 + 2 :]}"
+
+
 class Writer:
     """Inserts pairs; scales and zero points that are equal are one initializer."""
 
@@ -70,14 +79,15 @@ class Writer:
     def activation(self, value: ir.Value, parameters: Affine) -> ir.Value:
         """``value`` -> QuantizeLinear -> DequantizeLinear; returns what readers shall read instead."""
         graph = self.model.graph
-        scale, zero = self._pair(value.name or "value", parameters)
+        base = _short(value.name or "value")
+        scale, zero = self._pair(base, parameters)
         quantize = ir.node("QuantizeLinear", [value, scale, zero])
-        quantize.name = fresh(f"{value.name}_quantize", self.taken)
-        quantize.outputs[0].name = fresh(f"{value.name}_quantized", self.taken)
+        quantize.name = fresh(f"{base}_quantize", self.taken)
+        quantize.outputs[0].name = fresh(f"{base}_quantized", self.taken)
         dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero])
-        dequantize.name = fresh(f"{value.name}_dequantize", self.taken)
+        dequantize.name = fresh(f"{base}_dequantize", self.taken)
         result = dequantize.outputs[0]
-        result.name = fresh(f"{value.name}_dequantized", self.taken)
+        result.name = fresh(f"{base}_dequantized", self.taken)
         result.type, result.shape = value.type, value.shape
         producer = value.producer()
         if producer is not None:
@@ -99,7 +109,7 @@ class Writer:
         """Integer initializer -> DequantizeLinear; layers that share a weight and its scales share this too."""
         key = (value, weight.axis, weight.kind, weight.scale.tobytes())
         if key not in self._weights:
-            base = value.name or "weight"
+            base = _short(value.name or "weight")
             data = self._constant(f"{base}_quantized", weight.data)
             scale = self._constant(f"{base}_scale", weight.scale)
             zero = self._constant(f"{base}_zero_point", weight.zero_point)
@@ -108,7 +118,7 @@ class Writer:
 
     def bias(self, value: ir.Value, data: NDArray[np.int32], scale: NDArray[np.float32], reader: ir.Node) -> ir.Value:
         """int32 initializer -> DequantizeLinear with zero point 0."""
-        base = value.name or "bias"
+        base = _short(value.name or "bias")
         parts = [
             self._constant(f"{base}_quantized", data),
             self._constant(f"{base}_scale", scale),
@@ -118,7 +128,7 @@ class Writer:
 
     def float_bias(self, value: ir.Value, data: NDArray[np.float32]) -> ir.Value:
         """A bias of its own for one layer, where the target adds biases in float."""
-        return self._constant(value.name or "bias", data)
+        return self._constant(_short(value.name or "bias"), data)
 
     def _constant(self, base: str, array: NDArray[Any]) -> ir.Value:
         return add_constant(self.model, self.model.graph, base, array, self.taken)

@@ -7,6 +7,7 @@ that the student used (4 bits stay 4 bits); an int32 bias becomes a float. At th
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.autodiff.specialize import hoist
 from graphopt.base import Skip
 from graphopt.graph import constant_array, fresh, is_op, label, value_names
 from graphopt.model import clone, to_proto
@@ -150,6 +152,7 @@ def shadow(model: ir.Model, freeze: tuple[str, ...], scales: str) -> Shadows:
     builder.floats()
     found = builder.found
     found.proto = to_proto(work)
+    hoist(found.proto.graph, {v.name for v in found.variables})
     if found.proto.functions:
         found.frozen.append(Skip("(functions)", "weights inside model functions; run inline-functions first"))
     return found
@@ -162,7 +165,8 @@ class _Builder:
         import onnx
 
         self.model, self.work, self.freeze, self.scales = model, work, freeze, scales
-        self.here = {v.name: v for v in _constants(model.graph) if v.name}
+        self.here = {v.name: v for graph in model.graphs() for v in _constants(graph) if v.name}
+        self.counts = Counter(v.name for graph in model.graphs() for v in _constants(graph))
         self.nodes = {node.outputs[0].name: node for node in model.graph if node.outputs}
         self.taken = value_names(work)
         self.found = Shadows(onnx.ModelProto(), [], [])
@@ -326,7 +330,7 @@ class _Builder:
     def floats(self) -> None:
         """Everything stored in float that is a weight."""
         trained = set(self._names)
-        for value in _constants(self.work.graph):
+        for value in (value for graph in self.work.graphs() for value in _constants(graph)):
             name = value.name or ""
             array = constant_array(value)
             if name in trained or name not in self.here or array is None or array.dtype != np.float32 or array.size < 2:
@@ -347,6 +351,8 @@ class _Builder:
     def _why_not(self, value: ir.Value, array: NDArray[Any], uses: list[tuple[ir.Node, int]]) -> str | None:
         if self.frozen(value):
             return "frozen, as asked"
+        if self.counts[value.name] > 1:
+            return "another branch has a weight of this name"
         if not np.isfinite(array).all() or np.abs(array).max() > _HUGE:
             return f"it holds numbers beyond {_HUGE:g}: a mask"
         if all(is_op(user, "Gather") and index == 0 for user, index in uses):

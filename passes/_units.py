@@ -22,6 +22,8 @@ LEAST = 0.1
 """The share of a group's units that always stays: a layer of two channels is an end, not an economy."""
 
 
+AMOUNTS = ("macs", "size", "channels")
+
 SLACK = 0.02
 """How far beyond what was asked for a step may go while there are shorter ones."""
 
@@ -118,92 +120,89 @@ class Ledger:
             self.left[axis] -= times
 
 
-@dataclass(frozen=True)
-class Amount:
-    """How much goes. ``macs``, ``bytes``: the share that is left; ``ratio``: the share of free channels that goes."""
-
-    what: str
-    share: float
-
-    @property
-    def saving(self) -> str:
-        """What a removal is worth by."""
-        return "bytes" if self.what == "size" else "macs"
-
-
-def choose(channels: Channels, paths: Sequence[Path], amount: Amount, multiple: int) -> NDArray[np.bool_]:
+def choose(channels: Channels, paths: Sequence[Path], of: str, left: float, multiple: int) -> NDArray[np.bool_]:
     """Per unit, whether it stays.
 
-    ``multiple``: what is left of a layer's output channels is a multiple of it, where it was one before.
+    ``left``: the share of ``of`` (one of :data:`AMOUNTS`) that is left. ``multiple``: what is left of a layer's output
+    channels is a multiple of it, where it was one before.
     """
-    ledger = Ledger(channels)
-    keep = np.ones(channels.count, np.bool_)
-    state = [0] * len(paths)
-    steps = [_steps(channels, path, multiple) for path in paths]
-    start = ledger.total(amount.saving)
-    everything = sum(len(path.order) for path in paths)
-    removed = 0
-    heap: list[tuple[float, int, int]] = []
+    choice = _Choice(channels, paths, of, left, multiple)
+    choice.run()
+    return choice.keep
 
-    def price(number: int) -> float | None:
-        path, at = paths[number], state[number]
-        following = [s for s in steps[number] if s > at]
-        if not following:
-            return None
-        units = path.order[at : following[0]].tolist()
-        gone = ledger.lost(units)
-        if not ledger.allows(gone):
-            return None
-        worth = ledger.saved(gone, amount.saving) if amount.what != "ratio" else float(len(units))
-        return float(path.loss[following[0]] - path.loss[at]) / worth if worth > 0 else None
 
-    def push(number: int) -> None:
-        found = price(number)
+class _Choice:
+    """The state of choosing: how far each path has been gone, and what is left."""
+
+    def __init__(self, channels: Channels, paths: Sequence[Path], of: str, left: float, multiple: int) -> None:
+        self.paths, self.of, self.share = paths, of, left
+        self.saving = "bytes" if of == "size" else "macs"
+        self.ledger = Ledger(channels)
+        self.keep = np.ones(channels.count, np.bool_)
+        self.at = [0] * len(paths)
+        self.steps = [_steps(channels, path, multiple) for path in paths]
+        self.start = self.ledger.total(self.saving)
+        self.everything = sum(len(path.order) for path in paths)
+        self.removed = 0
+        self.heap: list[tuple[float, int]] = []
+
+    def run(self) -> None:
+        """Take the cheapest step until enough is gone; what would go too far waits until nothing else is left."""
+        for number in range(len(self.paths)):
+            self._push(number)
+        too_far: list[tuple[float, int]] = []
+        while self.heap and not self._enough():
+            cost, number = heapq.heappop(self.heap)
+            now = self._price(number)
+            if now is None:
+                continue
+            if self.heap and now > cost * (1 + 1e-9) and now > self.heap[0][0]:
+                heapq.heappush(self.heap, (now, number))  # others have shrunk since: it saves less now
+                continue
+            beyond = self.share - self._left(self._next(number))
+            if beyond > SLACK:
+                too_far.append((beyond, number))
+                continue
+            self._take(number)
+            self._push(number)
+        if too_far and not self._enough():
+            self._take(min(too_far)[1])
+
+    def _next(self, number: int) -> NDArray[np.int64]:
+        """The units of the next step of a path; none at its end."""
+        upto = next((s for s in self.steps[number] if s > self.at[number]), self.at[number])
+        return self.paths[number].order[self.at[number] : upto]
+
+    def _price(self, number: int) -> float | None:
+        """What the next step loses for what it saves; None where it cannot be made."""
+        units, path, at = self._next(number), self.paths[number], self.at[number]
+        gone = self.ledger.lost(units.tolist())
+        if not len(units) or not self.ledger.allows(gone):
+            return None
+        saved = float(len(units)) if self.of == "channels" else self.ledger.saved(gone, self.saving)
+        return float(path.loss[at + len(units)] - path.loss[at]) / saved if saved > 0 else None
+
+    def _push(self, number: int) -> None:
+        found = self._price(number)
         if found is not None:
-            heapq.heappush(heap, (found, number, state[number]))
+            heapq.heappush(self.heap, (found, number))
 
-    def short(units: NDArray[np.int64]) -> float:
-        """By how much the removal of these would miss what is asked for, on the far side."""
-        if amount.what == "ratio":
-            return (removed + len(units)) / everything - amount.share
-        gone = ledger.lost(units.tolist())
-        return amount.share - (ledger.total(amount.saving) - ledger.saved(gone, amount.saving)) / start
+    def _left(self, units: NDArray[np.int64]) -> float:
+        """The share that is left when these are gone too."""
+        if self.of == "channels":
+            return 1 - (self.removed + len(units)) / max(self.everything, 1)
+        saved = self.ledger.saved(self.ledger.lost(units.tolist()), self.saving)
+        return (self.ledger.total(self.saving) - saved) / (self.start or 1.0)
 
-    def take(number: int, upto: int) -> int:
-        units = paths[number].order[state[number] : upto]
-        ledger.take(ledger.lost(units.tolist()))
-        keep[units] = False
-        state[number] = upto
-        return len(units)
+    def _take(self, number: int) -> None:
+        units = self._next(number)
+        self.ledger.take(self.ledger.lost(units.tolist()))
+        self.keep[units] = False
+        self.at[number] += len(units)
+        self.removed += len(units)
 
-    for number in range(len(paths)):
-        push(number)
-    too_far: list[tuple[float, int, int]] = []
-    while heap and not _enough(amount, ledger, start, removed, everything):
-        cost, number, at = heapq.heappop(heap)
-        now = price(number)
-        if now is None:
-            continue
-        if heap and now > cost * (1 + 1e-9) and now > heap[0][0]:  # others have shrunk since: it is worth less now
-            heapq.heappush(heap, (now, number, at))
-            continue
-        upto = next(s for s in steps[number] if s > at)
-        beyond = short(paths[number].order[at:upto])
-        if beyond > SLACK:
-            too_far.append((beyond, number, upto))
-            continue
-        removed += take(number, upto)
-        push(number)
-    if too_far and not _enough(amount, ledger, start, removed, everything):
-        _, number, upto = min(too_far)
-        take(number, upto)
-    return keep
-
-
-def _enough(amount: Amount, ledger: Ledger, start: float, removed: int, everything: int) -> bool:
-    if amount.what == "ratio":
-        return removed >= amount.share * everything
-    return ledger.total(amount.saving) <= amount.share * start
+    def _enough(self) -> bool:
+        return self._left(np.zeros(0, np.int64)) <= self.share
 
 
 def _steps(channels: Channels, path: Path, multiple: int) -> list[int]:

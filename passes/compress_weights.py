@@ -117,7 +117,7 @@ class CompressWeights(Pass):
                 result.skipped.append(Skip(name, "it was assigned to stay in float"))
                 continue
             layout = layout_of(weight, FORMATS[form], self.block, opset(model))
-            why = _no_gain(weight, layout)
+            why = no_gain(weight, layout)
             if why is None and not context.allows(self.name, name):
                 why = OFF
             if why is not None:
@@ -222,7 +222,8 @@ def _groups(weight: Weight) -> int:
     return max(int(attribute(use.node, "group", 1)) for use in weight.uses)
 
 
-def _no_gain(weight: Weight, layout: Layout) -> str | None:
+def no_gain(weight: Weight, layout: Layout) -> str | None:
+    """Why the file would not get smaller; None: it would."""
     if weight.tensor.nbytes <= layout.stored_bytes + _OVERHEAD:
         if layout.form.whole and weight.tensor.dtype.bitwidth == 16:
             return f"it is stored in 16 bits already ({weight.tensor.dtype.name.lower()})"

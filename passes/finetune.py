@@ -54,7 +54,7 @@ class Finetune(Pass):
     temperature: float = 2.0
     match: tuple[str, ...] = ()
     steps: int = 300
-    lr: float = 3e-3
+    lr: float = 5e-3
     batch: int = 16
     optimizer: str = "adam"
     patience: int = 6

@@ -18,7 +18,7 @@ from graphopt.passes._patterns import check_patterns, matches
 from graphopt.passes._refit import REPAIRS, plan_layers, refit
 from graphopt.passes._saliency import IMPORTANCES, by_loss, by_magnitude, layer_forms
 from graphopt.passes._shrink import Shrinker
-from graphopt.passes._units import Amount, Ledger, Path, choose
+from graphopt.passes._units import AMOUNTS, Ledger, Path, choose
 from graphopt.session import Session
 from graphopt.validation import runnable_feeds
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Prune(Pass):
     """Remove the channels, attention heads and hidden units whose loss costs least, wherever they can be told apart.
 
-    ``macs`` and ``size``: the share of multiply-accumulates, or of weight bytes, that is left; ``ratio``: the share of
-    removable channels that goes. Exactly one of them is given. ``importance``: ``loss`` (what is lost when the layers
+    ``left``: the share of ``of`` that is left: ``macs`` (multiply-accumulates), ``size`` (bytes of weights) or
+    ``channels`` (those that can go). ``importance``: ``loss`` (what is lost when the layers
     that read a channel make up for it; needs calibration data), ``l2`` or ``l1`` (size of the weights). ``repair``: how
     layers behind are refitted: ``asymmetric`` (on what they read in the pruned model, in order), ``symmetric`` (on what
     they read in the original), ``auto`` (the better of these two), ``moments`` (mean and spread of each output only) or
@@ -41,9 +41,8 @@ class Prune(Pass):
     ``search``: the amount is the most that goes, and less does where ``max-drop`` or ``min-sqnr`` would fail.
     """
 
-    macs: float | None = None
-    size: float | None = None
-    ratio: float | None = None
+    left: float = 0.7
+    of: str = "macs"
     importance: str = "loss"
     repair: str = "auto"
     multiple: int = 8
@@ -54,26 +53,15 @@ class Prune(Pass):
     contract: ClassVar[Contract] = "approximate"
 
     def __post_init__(self) -> None:
-        given = {k: v for k in ("macs", "size", "ratio") if (v := getattr(self, k)) is not None}
-        if len(given) != 1:
-            raise ValueError("give one of macs (share that is left, 0.7), size (likewise) and ratio (share that goes)")
-        for name, value in given.items():
-            if not 0 < value < 1:
-                raise ValueError(f"{name} is {value:g}; it must lie between 0 and 1 (0.7: seven tenths)")
-        for name, value, known in (("importance", self.importance, IMPORTANCES), ("repair", self.repair, REPAIRS)):
+        if not 0 < self.left < 1:
+            raise ValueError(f"left is {self.left:g}; it must lie between 0 and 1 (0.7: seven tenths)")
+        choices = (("of", AMOUNTS), ("importance", IMPORTANCES), ("repair", REPAIRS))
+        for name, known in choices:
+            value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is '{value}'; " + did_you_mean(value, known, f"one of {', '.join(known)}"))
         if self.multiple < 1:
             raise ValueError(f"multiple is {self.multiple}; it must be 1 or more")
-
-    @property
-    def amount(self) -> Amount:
-        """What was asked for."""
-        for what in ("macs", "size", "ratio"):
-            share = getattr(self, what)
-            if share is not None:
-                return Amount(what, float(share))
-        raise AssertionError
 
     def check(self, model: ir.Model) -> None:
         """Functions hide layers."""
@@ -92,7 +80,7 @@ class Prune(Pass):
         result = PassResult(skipped=gone + left_alone(channels))
         if not any(group.free for group in channels.groups):
             return result
-        keep = choose(channels, self.paths(model, channels, context), self.amount, self.multiple)
+        keep = choose(channels, self.paths(model, channels, context), self.of, self.left, self.multiple)
         if keep.all():
             result.skipped.append(
                 Skip("(graph)", f"no group has {self.multiple} channels to spare; try --multiple 1 or a smaller rest")
@@ -146,7 +134,12 @@ def _feed(model: ir.Model, context: Context) -> dict[str, Any]:
 
 def left_alone(channels: Channels) -> list[Skip]:
     """Groups of which nothing can go, and why."""
-    return [Skip(group.name, f"its channels stay: {group.reason}") for group in channels.groups if not group.free]
+    stuck = [(group.name, group.reason) for group in channels.groups if not group.free]
+    for product in channels.products:
+        reason = channels.trace.atoms.reason(product.made)
+        if reason is not None and len(product.made) > 1:
+            stuck.append((label(product.node), reason))
+    return [Skip(name, f"its channels stay: {reason}") for name, reason in stuck]
 
 
 def _changes(channels: Channels, keep: NDArray[np.bool_]) -> list[Change]:

@@ -160,3 +160,31 @@ def test_the_runtime_reports_to_nobody(tmp_path: Path) -> None:
     code += "Session(load(builders.relu()))"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
     assert [*home.rglob("*"), *scratch.rglob("*")] == []
+
+
+DEEP = {
+    "recipe": ("r.toml", "a = " + "[" * 20_000, ["run", "r.toml"]),
+    "layers": ("s.json", "[" * 200_000, ["quantize", "m.onnx", "-o", "o.onnx", "--exclude-from", "s.json"]),
+    "costs": ("t.json", "[" * 200_000, ["quantize", "m.onnx", "-o", "o.onnx", "--placement", "measured"]),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_files_nested_without_end_are_no_internal_error(name: str, workplace: Path) -> None:
+    file, text, command = DEEP[name]
+    onnx.save(builders.mlp(4), "m.onnx")
+    Path(file).write_text(text)
+    more = ["--data", "random", "--cost-table", file] if name == "costs" else []
+    ran = run_cli(*command, *more, *(["--data", "random"] if name == "layers" else []))
+    assert ran.code == 2, ran.err
+    assert file in ran.error
+
+
+@pytest.mark.parametrize("size", ["10000000000000", "99999999999999999999999"])
+def test_a_dim_that_no_input_can_have_is_no_internal_error(size: str, workplace: Path) -> None:
+    onnx.save(builders.mlp(4), "m.onnx")
+    ran = run_cli(
+        "optimize", "m.onnx", "-o", "o.onnx", "--dim", f"batch={size}", "--time", "0", "--passes", "remove-unused"
+    )
+    assert ran.code in (0, 2), ran.err
+    assert "Traceback" not in ran.err

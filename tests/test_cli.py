@@ -136,7 +136,7 @@ def from_readme() -> list[list[str]]:
     return [c for block in blocks for c in commands(block)]
 
 
-ELSEWHERE = {"view", "extract", "diff", "bisect", "tune", "convert"}
+ELSEWHERE = {"view", "extract", "diff", "bisect", "tune", "convert", "export"}
 """Verbs whose examples name what another model has, open a window, need a framework, or end in 1: their own tests run
 them, and ``--locked``."""
 
@@ -165,7 +165,7 @@ def test_example(example: tuple[str, ...], examples: Path) -> None:
     if "--min-speedup" in words:  # what a test must not wait for, or fail by
         words[words.index("--min-speedup") + 1] = "0"
         words += ["--time", "0.1"]
-    elif words[0] in ("optimize", "quantize", "run"):
+    elif words[0] in ("optimize", "quantize", "prune", "run"):
         words += ["--time", "0"]
     elif words[0] == "finetune":
         words += ["--time", "0", "--steps", "10", "--freeze", "Conv"]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from graphopt.package import MAGIC, segments
 from graphopt.passes._formats import FORMATS
 from graphopt.recipe import Recipe
 from graphopt.registry import create
+from graphopt.search.bits import Move, _hull, assigned, for_budget, for_size
 from graphopt.session import Session
 from graphopt.spill import Spill, let_go
 
@@ -53,7 +55,7 @@ def sqnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_formats_offered_are_those_there_are() -> None:
-    assert set(OFFERED) == {*FORMATS, "keep"}
+    assert set(OFFERED) == {*FORMATS, "keep", "auto"}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,51 @@ def test_data_makes_outputs_closer_where_the_weights_are_not() -> None:
     assert entries[0]["weight_sqnr_db"] > entries[1]["weight_sqnr_db"]
     closeness = [report["comparison"]["outputs"][0]["sqnr_db"] for report in (plain, data)]
     assert closeness[1] > closeness[0] + 2
+
+
+# Formats chosen for each weight
+
+
+def test_a_size_is_kept_to_with_the_least_damage(workplace: Path) -> None:
+    ran = run_cli(
+        "compress", DIGITS, "-o", "o.onnx", "--size", "0.22", "--eval-data", EVALUATION, "--time", "0", "--json"
+    )
+    assert ran.code == 0, ran.err
+    report = ran.json
+    assert 0.18 < report["output"]["bytes"] / report["input"]["bytes"] <= 0.22
+    assert len(report["ledger"][-1]["metrics"]["formats"]) > 1
+    assert any("least damage per byte" in note for note in report["notes"])
+    plain = graphopt.compress(DIGITS, weights="uint4", eval_data=EVALUATION, time=0, verify="off").report
+    closeness = [r["comparison"]["outputs"][0]["sqnr_db"] for r in (report, plain)]
+    assert closeness[0] > closeness[1] + 3
+    ran = run_cli("compress", DIGITS, "-o", "p.onnx", "--size", "0.01", "--time", "0")
+    assert ran.code == 3
+    assert "the smallest formats leave" in ran.err
+
+
+def test_a_budget_is_kept_to_with_the_least_size(workplace: Path) -> None:
+    made = {}
+    for least in (20, 40):
+        options: dict[str, Any] = {"eval_data": EVALUATION, "samples": 40, "time": 0, "verify": "off"}
+        report = graphopt.compress(DIGITS, weights="auto", min_sqnr=least, **options).report
+        assert report["comparison"]["outputs"][0]["sqnr_db"] >= least
+        made[least] = report["output"]["bytes"]
+    assert made[20] < made[40] < DIGITS.stat().st_size
+    with pytest.raises(graphopt.NothingDone, match="within the budget"):
+        graphopt.compress(DIGITS, weights="auto", min_sqnr=300, **options)
+
+
+def test_steps_are_taken_cheapest_first_and_stop_where_they_must() -> None:
+    steps = [Move("a", "fp16", 100, 0.0), Move("b", "fp16", 50, 0.1), Move("a", "int8", 50, 1.0)]
+    assert assigned(steps) == ("a=int8", "b=fp16")
+    assert for_size(steps, 400, 400) == []
+    assert for_size(steps, 400, 260) == steps[:2]
+    assert for_size(steps, 400, 199) is None
+    assert for_budget(steps, lambda some: len(some) <= 1) == steps[:1]
+    assert for_budget(steps, lambda some: False) == []
+    weight = SimpleNamespace(value=SimpleNamespace(name="w"), tensor=SimpleNamespace(nbytes=400))
+    hull = _hull(weight, [("fp16", 200, 0.5), ("int8", 100, 0.1), ("uint4", 60, 9.0)])  # type: ignore[arg-type]
+    assert [(m.form, m.saved) for m in hull] == [("int8", 300), ("uint4", 40)], "no step is worse than one behind it"
 
 
 # Weights larger than memory

@@ -97,6 +97,20 @@ class TestContained:
         monkeypatch.setattr(os, "open", swap)
         refused(path, "moved out of the model's folder")
 
+    def test_file_that_becomes_a_link_after_the_check(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not followed, wherever it leads: the check saw another file."""
+        path = builders.external(folder)
+        real = os.open
+
+        def swap(name: object, *rest: object) -> int:
+            if str(name).endswith("w.bin"):
+                (folder / "w.bin").rename(folder / "v.bin")
+                (folder / "w.bin").symlink_to("v.bin")
+            return real(name, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "open", swap)
+        refused(path, "cannot open")
+
 
 class TestRoots:
     def test_cache_of_links(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from conftest import DATA, MODELS, run_cli
 from onnx import helper, numpy_helper
+from test_schema import check
 
 import graphopt
 from graphopt.errors import InputError, NothingDone, PreconditionError
@@ -121,6 +122,7 @@ def test_a_quantized_student_gets_nearer_and_stays_in_integers(quantized: Path, 
             assert w is not None
             assert bias is not None
             np.testing.assert_allclose(bias.scale.reshape(-1), x.scale.reshape(-1) * w.scale.reshape(-1), rtol=1e-6)
+    check(result.report, "made")  # docs/report.schema.json
     entry = result.report["ledger"][-1]
     assert entry["metrics"]["judged_low"] > 0
     assert entry["metrics"]["best_step"] > 0
@@ -354,3 +356,32 @@ def test_the_verb_prints_how_the_training_went(quantized: Path, images: dict[str
     ran = run_cli("finetune", "teacher.onnx", "-o", "no.onnx", *base[4:], "--steps", "5")
     assert ran.code == 3
     assert not Path("no.onnx").exists()
+
+
+def test_weights_inside_a_branch_learn(images: dict[str, Any]) -> None:
+    def model(factor: float) -> onnx.ModelProto:
+        made: onnx.ModelProto = onnx.parser.parse_model(
+            f"""<ir_version: 8, opset_import: ["" : 17]>
+            g (float[N,1,6,6] image) => (float[N,1,6,6] out)
+            <float low = {{-1.0e9}}>
+            {{
+                total = ReduceSum<keepdims=0>(image)
+                positive = Greater(total, low)
+                out = If (positive) <
+                    then_branch = t () => (float[N,1,6,6] p)
+                        {{ inner = Constant<value = float[2] {{{factor}, 0.5}}>()
+                           a, b = Split<axis=0>(inner)
+                           q = Mul(image, a)
+                           p = Add(q, b) }},
+                    else_branch = f () => (float[N,1,6,6] s) {{ s = Identity(image) }}
+                >
+            }}"""
+        )
+        return made
+
+    result = graphopt.finetune(model(3.0), teacher=model(2.0), data=images, steps=60, lr=2e-2, time=0)
+    body = result.model.graph.node[-1].attribute
+    stored = [
+        numpy_helper.to_array(a.t) for item in body for n in item.g.node for a in n.attribute if a.name == "value"
+    ]
+    assert stored[0][0] == pytest.approx(2.0, abs=0.1)

@@ -23,6 +23,7 @@ COMMANDS: dict[str, list[str]] = {
         f"{verb}-help": [verb, "--help"]
         for verb in (
             "convert",
+            "export",
             "inspect",
             "optimize",
             "quantize",

@@ -23,8 +23,16 @@ from graphopt.recipe import Recipe, parse, read, write
 CHOICES: dict[str, list[str]] = {
     "observer": [o for o in OBSERVERS if o != "mse"],
     "weights": ["s8", "s7", "u8"],
+    "of": ["macs", "size", "channels"],
+    "importance": ["loss", "l2", "l1"],
+    "repair": ["auto", "asymmetric", "symmetric", "moments", "none"],
 }
-BOUNDS: dict[str, tuple[float, float]] = {"percentile": (50.5, 100.0), "to": (1, 30)}
+BOUNDS: dict[str, tuple[float, float]] = {
+    "percentile": (50.5, 100.0),
+    "to": (1, 30),
+    "left": (0.01, 0.99),
+    "multiple": (1, 64),
+}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
@@ -112,7 +120,7 @@ def test_every_pass_with_every_option_set(name: str) -> None:
         elif hint is bool:
             other[field.name] = not default
         elif hint in (int, float):
-            other[field.name] = hint(default - 1)
+            other[field.name] = hint(default - 1) if default >= 1 else hint(default / 2)
         elif typing.get_origin(hint) is tuple:
             other[field.name] = ("re:^a.*\\d$", 'quote " and ö 漢')
         else:

@@ -128,17 +128,31 @@ def _free(graph: onnx.GraphProto, variables: Collection[str], given: dict[str, N
         output.ClearField("type")
 
 
-def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+def _constants_to_initializers(graph: onnx.GraphProto, names: Collection[str] | None = None) -> None:
+    """Constant nodes (None: all that hold a tensor) become initializers."""
     kept = []
     for node in graph.node:
         tensor = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-        if tensor is None:
+        if tensor is None or (names is not None and node.output[0] not in names):
             kept.append(node)
         else:
             graph.initializer.add().CopyFrom(tensor)
             graph.initializer[-1].name = node.output[0]
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def hoist(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Weights inside branches, by names that are nowhere else, become initializers of the main graph."""
+    for node in graph.node:
+        for body in bodies(node):
+            _constants_to_initializers(body, names)
+            hoist(body, names)
+            moved = [t for t in body.initializer if t.name in names]
+            kept = [t for t in body.initializer if t.name not in names]
+            graph.initializer.extend(moved)
+            del body.initializer[:]
+            body.initializer.extend(kept)
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

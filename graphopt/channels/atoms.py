@@ -41,6 +41,10 @@ class Atoms:
             code = self._codes[reason] = -len(self._reasons)
         return np.full(size, code, np.int64)
 
+    def reason(self, vector: Vector) -> str | None:
+        """Why an axis stays whose every index does; None where one may go."""
+        return None if live(vector) or not len(vector) else self._reasons[-int(vector[0]) - 1]
+
     def freeze(self, vector: Vector, reason: str) -> None:
         """These stay."""
         for atom in np.unique(vector[vector >= 0]).tolist():

@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "bisect": "which pass, rewrite and value goes wrong first",
     "diff": "structure: what changed between two models",
     "lint": "is a quantized model right for its runtime",
+    "export": "a model in the form of another runtime",
     "run": "do what a recipe says, end to end",
     "passes": "the passes there are, with their options",
     "targets": "the runtimes there are profiles for",

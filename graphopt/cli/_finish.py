@@ -97,6 +97,7 @@ def with_page(show: Show, *, models: Sequence[tuple[Any, Any]] = (), external_ro
     from graphopt.cli._options import PAGE
 
     context = click.get_current_context(silent=True)
+    show = _with_junit(show, context)
     page: str | None = context.meta.get(PAGE) if context is not None else None
     if page is None:
         return show
@@ -109,6 +110,26 @@ def with_page(show: Show, *, models: Sequence[tuple[Any, Any]] = (), external_ro
             show(report)
         finally:  # also where the reader of our output has gone
             write(report, page, changed=_changed(models, external_roots))
+
+    return both
+
+
+def _with_junit(show: Show, context: click.Context | None) -> Show:
+    """``show``, and then the gates as ``--junit`` asked for."""
+    from graphopt.cli._options import JUNIT
+
+    path: str | None = context.meta.get(JUNIT) if context is not None else None
+    if path is None:
+        return show
+    check_destination(path)
+
+    def both(report: dict[str, Any]) -> None:
+        from graphopt.report.junit import write
+
+        try:
+            show(report)
+        finally:
+            write(report, path)
 
     return both
 

@@ -127,6 +127,24 @@ report = click.option(
 )
 """Of a verb that makes or compares models, or looks into one; ``_finish.with_page`` writes it."""
 
+JUNIT = "graphopt.junit"
+"""Where the context of a command keeps what ``--junit`` was given."""
+
+
+def _junit(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    ctx.meta[JUNIT] = value
+
+
+junit = click.option(
+    "--junit",
+    metavar="FILE.xml",
+    shell_complete=_complete.files,
+    callback=_junit,
+    expose_value=False,
+    help="Write the gates as JUnit XML, for CI.",
+)
+"""Of a verb that has gates; ``_finish.with_page`` writes it."""
+
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors (and --json).")
 _markdown = click.option(
     "--markdown",
@@ -163,7 +181,7 @@ lock = click.option(
 )
 """Of a verb that makes a model; ``_finish.make`` writes it."""
 
-result = _stack(section("Output"), lock, report, _quiet, _markdown, *_shown)
+result = _stack(section("Output"), lock, report, junit, _quiet, _markdown, *_shown)
 """Of a verb that makes a model."""
 
 gates = _stack(

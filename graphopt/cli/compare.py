@@ -53,6 +53,7 @@ from graphopt.cli import _complete, _options
 @_options.limits
 @_options.judged
 @_options.report
+@_options.junit
 def command(a: str, b: str, as_json: bool, verbose: bool, quiet: bool, **values: Any) -> None:
     """Run A and B on the same samples and say how far their outputs are apart.
 

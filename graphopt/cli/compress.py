@@ -9,7 +9,7 @@ import click
 
 from graphopt.cli import _complete, _options
 
-FORMATS = ("keep", "fp16", "bf16", "int8", "int8-block", "int4", "uint4", "palette8", "palette4")
+FORMATS = ("auto", "keep", "fp16", "bf16", "int8", "int8-block", "int4", "uint4", "palette8", "palette4")
 
 
 @click.command(
@@ -24,11 +24,10 @@ FORMATS = ("keep", "fp16", "bf16", "int8", "int8-block", "int4", "uint4", "palet
 @click.option(
     "--weights",
     type=_options.Choice(list(FORMATS)),
-    default="int8",
-    show_default=True,
-    help="How weights are stored: "
-    "int8 has a scale per channel; int8-block, int4 and uint4 per block; palettes hold the 256 or 16 best values.",
+    help="How weights are stored (default int8): int8 has a scale per channel; int8-block, int4 and uint4 per block; "
+    "palettes hold the 256 or 16 best values; auto: each as --size, --max-drop or --min-sqnr allows.",
 )
+@click.option("--size", metavar="SIZE", help="What is to be left: 25MB, or 0.3 of the file; formats are chosen for it.")
 @click.option(
     "--block",
     type=_options.Choice(["16", "32", "64", "128", "256"]),

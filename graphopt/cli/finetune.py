@@ -37,7 +37,7 @@ from graphopt.cli import _complete, _options
     "--match", multiple=True, metavar="S=T", help="Bring these values of student and teacher together (repeatable)."
 )
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="At most (default 300).")
-@click.option("--lr", type=float, metavar="X", help="Of the size of each weight (default 0.003).")
+@click.option("--lr", type=float, metavar="X", help="Of the size of each weight (default 0.005).")
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Samples a step (default 16).")
 @click.option("--optimizer", type=_options.Choice(["adam", "sgd"]), help="Default adam.")
 @click.option("--patience", type=click.IntRange(min=1), metavar="N", help="Looks without improvement (default 6).")

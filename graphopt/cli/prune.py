@@ -12,7 +12,7 @@ from graphopt.cli import _complete, _options
 
 @click.command(
     cls=_options.Command,
-    epilog="\b\nExample:\n  graphopt prune model.onnx -o small.onnx --data samples.npz --macs 0.7 \\\n"
+    epilog="\b\nExample:\n  graphopt prune model.onnx -o small.onnx --data calib.npz --macs 0.7 \\\n"
     "      --eval-data test.npz --metric accuracy --max-drop 1%",
 )
 @click.argument("model", metavar="IN", shell_complete=_complete.models)

@@ -39,7 +39,7 @@ def run(
     request: dict[str, Any],
     folder: Path,
     *,
-    python: str | None = None,
+    python: str | os.PathLike[str] | None = None,
     timeout: float = 3600.0,
     progress: Callable[[int, int | None, str], None] | None = None,
 ) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def run(
         InputError: the interpreter cannot be started or has not what is needed, or the source is refused.
         RuntimeFailure: the converter failed, died, or took longer than ``timeout`` seconds.
     """
+    python = None if python is None else _interpreter(os.fspath(python))
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     script = WORKERS / front_end.script
     words = [python or sys.executable, str(WORKERS / "worker.py"), str(script), "request.json"]
@@ -68,10 +69,21 @@ def run(
                 "framework: --python PATH"
             ) from error
         try:
-            _wait(process, timeout, lambda: progress and progress(0, None, f"converting from {front_end.title}"))
+            _wait(
+                process,
+                timeout,
+                lambda: progress and progress(0, None, f"converting {front_end.road}"),
+            )
         finally:
             _end(process)
     return _answer(front_end, folder, process.returncode, python)
+
+
+def _interpreter(given: str) -> str:
+    path = shutil.which(given)
+    if path is None:
+        raise InputError(f"no interpreter at {given}; --python is the path of a python that has the framework")
+    return str(Path.cwd() / path)  # links not followed: where that of an environment stands says what it has
 
 
 def _wait(process: subprocess.Popen[bytes], timeout: float, tick: Callable[[], Any]) -> None:
@@ -105,7 +117,7 @@ def _answer(front_end: FrontEnd, folder: Path, code: int, python: str | None) ->
         lines = [line for line in log.splitlines() if line.strip()]
         why = f"signal {-code}" if code < 0 else f"exit {code}"
         last = f": {' '.join(lines[-1].split())[:200]}" if lines else ""
-        raise RuntimeFailure(f"the converter from {front_end.title} died ({why}){last}; -v shows more") from _Trace(log)
+        raise RuntimeFailure(f"the converter {front_end.road} died ({why}){last}; -v shows more") from _Trace(log)
     if answer["ok"]:
         return answer
     if answer["why"] == "missing":
@@ -113,7 +125,7 @@ def _answer(front_end: FrontEnd, folder: Path, code: int, python: str | None) ->
     if answer["why"] == "refused":
         raise InputError(answer["message"])
     raise RuntimeFailure(
-        f"the converter from {front_end.title} failed: {answer['message'].rstrip('.')}; -v shows where, and the "
+        f"the converter {front_end.road} failed: {answer['message'].rstrip('.')}; -v shows where, and the "
         "framework's converter is the place to report it"
     ) from _Trace(f"{log}\n{answer.get('trace', '')[-_LOG_TAIL:]}")
 
@@ -124,7 +136,7 @@ def missing(front_end: FrontEnd, modules: list[str], python: str | None) -> str:
     if python is None:
         install = command("pip", "install", f"graphopt[{front_end.extra}]")
         return (
-            f"converting from {front_end.title} needs {names}, which is not installed here: {install}; or name an "
+            f"converting {front_end.road} needs {names}, which is not installed here: {install}; or name an "
             "interpreter that has it: --python PATH"
         )
     shown = shutil.which(python) or python

@@ -14,6 +14,12 @@ class FrontEnd:
     script: str
     extra: str
     packages: str
+    direction: str = "from"
+
+    @property
+    def road(self) -> str:
+        """``from PyTorch module``, as messages say it."""
+        return f"{self.direction} {self.title}"
 
 
 _TORCH = "torch onnx onnxscript"

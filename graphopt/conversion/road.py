@@ -79,11 +79,10 @@ def convert(
     found, request = _request(source, framework, data, merged, allow_pickle=allow_pickle, allow_code=allow_code)
     if max_abs is not None and not max_abs >= 0:
         raise InputError(f"--max-abs is {max_abs:g}; it must be 0 or more")
-    interpreter = None if python is None else _interpreter(os.fspath(python))
     scratch = _Scratch()
     started = time.perf_counter()
     answer = child.run(
-        FRONT_ENDS[found.kind], request, scratch.path, python=interpreter, timeout=timeout, progress=merged.progress
+        FRONT_ENDS[found.kind], request, scratch.path, python=python, timeout=timeout, progress=merged.progress
     )
     seconds = time.perf_counter() - started
     model, notes = tidied(scratch.path / "model.onnx", to_opset=merged.opset, converter=answer["converter"])
@@ -129,13 +128,6 @@ class _Scratch:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="graphopt-convert-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def _interpreter(given: str) -> str:
-    path = shutil.which(given)
-    if path is None:
-        raise InputError(f"no interpreter at {given}; --python is the path of a python that has the framework")
-    return str(Path.cwd() / path)  # links not followed: where that of an environment stands says what it has
 
 
 def _report(found: Source, model: ir.Model, options: Options, answer: dict[str, Any], seconds: float) -> dict[str, Any]:

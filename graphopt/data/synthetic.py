@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.budgets import total_memory
 from graphopt.data.check import kind
 from graphopt.data.dataset import Array, Dataset, Sample
 from graphopt.errors import InputError
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 _OTHER_DIM = 8
 _IDS = 10
+_DRAWN = 8
 _WORDS = ("a", "b", "c")
 
 
@@ -50,6 +53,10 @@ class _RandomReader:
     ) -> None:
         self._shapes = _shapes(inputs)
         self._dtypes = {spec.name: spec.dtype for spec in inputs if spec.dtype is not None}
+        for name, shape in self._shapes.items():
+            if math.prod(shape) * _DRAWN > total_memory() // 2:  # drawn as float64, and then cast
+                dims = ", ".join(map(str, shape))
+                raise InputError(f"input '{name}' of shape [{dims}] does not fit into memory; give smaller dims")
         self._seed = seed
         self._n = n
         self._bounds = bounds

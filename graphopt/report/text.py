@@ -108,9 +108,10 @@ def _left_in_float(entry: dict[str, Any], verbose: bool) -> Iterator[Line]:
     trained = result.training(entry)
     if trained is not None:
         yield trained
-        if entry["skipped"]:
-            yield f"not trained: {plural(len(entry['skipped']), 'weight')}"
-            yield from result.grouped(entry["skipped"], None if verbose else SHOWN)
+        left = [skip for skip in entry["skipped"] if skip["site"] != "(graph)"]
+        if left:
+            yield f"not trained: {plural(len(left), 'weight')}"
+            yield from result.grouped(left, None if verbose else SHOWN)
     covered = result.coverage(entry)
     if covered is not None:
         yield covered

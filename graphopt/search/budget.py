@@ -208,8 +208,10 @@ def keep_to_budget(
     Changes ``result`` where a set of layers keeps to it. None: there is nothing to keep to, or to tell by.
     """
     step, entry = static_step(pipeline, result)
+    if step is None or entry is None or result.exact is None:
+        return None
     limit = limit_of(original, context, gates, metric)
-    if step is None or entry is None or result.exact is None or limit is None:
+    if limit is None:
         return None
     try:
         if limit(result.model):

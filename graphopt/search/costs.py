@@ -93,7 +93,7 @@ def read_table(path: Path) -> CostTable:
             for key, tries in found["wholes"].items()
         }
         return CostTable(dict(found["machine"]), entries, wholes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is no cost table ({type(error).__name__}: {str(error)[:80]}); name a new file, and it is written"
         ) from error

@@ -72,12 +72,14 @@ def prune_to_budget(
         tried = _halve(step, result.exact, replace(context, eval_data=holds.samples), holds)
     except RuntimeFailure:  # a model that does not run here is judged, and refused, by the gates themselves
         return
+    if not tried:
+        return
     good = [(share, model, done) for share, model, done, kept in tried if kept]
     chosen = min(good, key=lambda one: one[0]) if good else max(((s, m, d) for s, m, d, _ in tried), key=lambda o: o[0])
-    adopt(result, entry, chosen[1], chosen[2], _sharing(step, chosen[0]))
+    adopt(result, entry, chosen[1], chosen[2], replace(step, left=chosen[0]))
     shares = ", ".join(f"{100 * share:.0f} % {'holds' if kept else 'does not'}" for share, _, _, kept in tried)
     judging = context.eval_data or context.data or ()
-    told = f"of {step.amount.what} left, {shares}; judged on {len(holds.samples)} of the {len(judging)} samples"
+    told = f"of the {step.of} left, {shares}; judged on {len(holds.samples)} of the {len(judging)} samples"
     result.notes.append(f"{'as much as keeps to the budget was removed' if good else 'no try keeps to it'}: {told}")
 
 
@@ -85,14 +87,12 @@ _Try = tuple[float, "ir.Model", PassResult, bool]
 
 
 def _halve(step: Prune, model: ir.Model, context: Context, holds: Callable[[ir.Model], bool]) -> list[_Try]:
-    low, high = step.amount.share, 1.0  # of what is left (``ratio``: of what goes, so the other way round)
-    if step.amount.what == "ratio":
-        low, high = 1 - low, 1.0
+    low, high = step.left, 1.0
     tried: list[_Try] = []
     for _ in range(_TRIES):
         middle = (low + high) / 2
         candidate = clone(model)
-        done = _sharing(step, middle).run(candidate, context)
+        done = replace(step, left=middle).run(candidate, context)
         if not done.changes:
             high = middle
             continue
@@ -100,9 +100,3 @@ def _halve(step: Prune, model: ir.Model, context: Context, holds: Callable[[ir.M
         tried.append((middle, candidate, done, kept))
         low, high = (low, middle) if kept else (middle, high)
     return tried
-
-
-def _sharing(step: Prune, left: float) -> Prune:
-    """``step`` for another share of what is left."""
-    options: dict[str, Any] = {step.amount.what: 1 - left if step.amount.what == "ratio" else left}
-    return replace(step, **options)

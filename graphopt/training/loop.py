@@ -28,7 +28,7 @@ class Schedule:
     """``rate`` is relative to each variable's size; ``patience``: looks without improvement after which it ends."""
 
     steps: int = 300
-    rate: float = 3e-3
+    rate: float = 5e-3
     batch: int = 16
     optimizer: str = "adam"
     patience: int = 6

@@ -252,6 +252,8 @@ def main() -> None:
         answer = job.answer()
     except Missing as error:
         answer = {"ok": False, "why": "missing", "message": str(error), "modules": error.modules}
+    except ModuleNotFoundError as error:  # something that a framework imports late
+        answer = {"ok": False, "why": "missing", "message": str(error), "modules": [str(error.name)]}
     except Refused as error:
         answer = {"ok": False, "why": "refused", "message": str(error)}
     except MemoryError:

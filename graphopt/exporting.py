@@ -1,0 +1,206 @@
+"""The last step to a device: an ONNX model in the form of another runtime, run there and compared."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt import data as data_module
+from graphopt.conversion import child
+from graphopt.conversion.agreement import MOST, RELATIVE, Sample, stored
+from graphopt.conversion.front_ends import FrontEnd
+from graphopt.errors import GateFailed, InputError
+from graphopt.gates import GateResult
+from graphopt.model import ModelLike, interface
+from graphopt.outcome import with_report
+from graphopt.pipeline import Options, load_samples, merge_options, read_source
+from graphopt.report.document import about, file_sha256, versions
+from graphopt.session import Loadable, Session, ort_form, runtime_version
+from graphopt.storage import save, write_bytes
+from graphopt.validation import Comparison, OutputDifference, output_noise, runnable_feeds
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+TARGETS = {"ort": ".ort", "openvino": ".xml"}
+"""What ``--to`` takes -> how the file is called."""
+_OPENVINO = FrontEnd("OpenVINO", "to_openvino.py", "openvino", "openvino onnx", direction="to")
+_SAMPLES = 4
+
+
+def export(
+    model: ModelLike,
+    destination: str | os.PathLike[str],
+    *,
+    to: str,
+    data: Any = None,
+    python: str | os.PathLike[str] | None = None,
+    max_abs: float | None = None,
+    min_sqnr: float | None = None,
+    timeout: float = 3600.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write ``model`` in the form of another runtime, after running it there and comparing with ONNX Runtime.
+
+    Args:
+        model: anything :func:`graphopt.model.load` takes; never mutated.
+        destination: ``.ort``, or ``.xml`` (OpenVINO; the weights go beside it into ``.bin``).
+        to: a key of :data:`TARGETS`.
+        data: inputs to compare on; None: legal random ones.
+        python: an interpreter that has OpenVINO; None: this one.
+        max_abs: what an output may differ by; None: the model's own noise, or 1e-4 of its largest value.
+        min_sqnr: instead, the least SQNR of every output, in dB.
+        timeout: seconds the other runtime's converter may take.
+        options: ``samples``, ``seed``, ``threads``, ``external_roots``, ``progress``.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: bad model, data or option, or the runtime is not installed.
+        RuntimeFailure: the runtime cannot take the model.
+        GateFailed: it computes something else there; nothing was written.
+    """
+    asked = {**options, "data": data, "min_sqnr": min_sqnr}
+    merged = merge_options(asked, None)
+    merged.settings = {"to": to, "python": python, "max_abs": max_abs, "timeout": timeout}
+    target = _target(to, destination)
+    loaded, source = read_source(model, merged)
+    feeds = _feeds(loaded, merged)
+    folder = Path(tempfile.mkdtemp(prefix="graphopt-export-"))
+    started = time.perf_counter()
+    try:
+        if to == "ort":
+            samples, answer = _ort(loaded, feeds, folder, merged)
+        else:
+            samples, answer = _openvino(loaded, feeds, folder, merged, python, timeout)
+        report = _report(loaded, source, merged, answer, time.perf_counter() - started, to)
+        _hold(loaded, samples, max_abs, merged, report)
+        written = _write(to, folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report["output"].update(
+        path=str(destination), bytes=sum(path.stat().st_size for path in written), sha256=file_sha256(written[0])
+    )
+    return report
+
+
+def _target(to: str, destination: str | os.PathLike[str]) -> Path:
+    if to not in TARGETS:
+        raise InputError(f"unknown runtime '{to}'; one of {', '.join(TARGETS)} (docs/export.md says how to others)")
+    path = Path(destination)
+    if path.suffix != TARGETS[to]:
+        raise InputError(f"{destination}: a model for {to} is called *{TARGETS[to]}; name it so")
+    return path
+
+
+def _feeds(model: ir.Model, options: Options) -> list[dict[str, Any]]:
+    inputs, _ = interface(model)
+    count = options.samples or _SAMPLES
+    if options.data is None:
+        return [dict(feed) for feed in runnable_feeds(model, Session(model), count, seed=options.seed)]
+    dataset, _ = load_samples(options.data, model, options)
+    return [dict(data_module.feeds(sample, inputs)) for sample, _ in zip(dataset, range(count), strict=False)]
+
+
+def _ort(model: ir.Model, feeds: list[Any], folder: Path, options: Options) -> tuple[list[Sample], dict[str, Any]]:
+    path = folder / "model.ort"
+    ort_form(model, path)
+    session = Session(Loadable(str(path), None, False), threads=options.threads)
+    name = f"onnxruntime {runtime_version()}"
+    return [(feed, session.run(feed)) for feed in feeds], {"framework": name, "converter": name, "notes": []}
+
+
+def _openvino(
+    model: ir.Model, feeds: list[Any], folder: Path, options: Options, python: Any, timeout: float
+) -> tuple[list[Sample], dict[str, Any]]:
+    save(model, folder / "model.onnx")
+    named = {f"{k}/{name}": array for k, feed in enumerate(feeds) for name, array in feed.items()}
+    if any(array.dtype == object for array in named.values()):
+        raise InputError("the model takes text, which OpenVINO does not; export the part behind the tokenizer")
+    np.savez(folder / "feeds.npz", **named)
+    request: dict[str, Any] = {
+        "source": str(folder / "model.onnx"), "kind": "openvino", "function": None, "shapes": [], "opset": 0,
+        "samples": len(feeds), "seed": 0, "data": str(folder / "feeds.npz"), "allow_code": False, "allow_pickle": False,
+    }  # fmt: skip
+    answer = child.run(_OPENVINO, request, folder, python=python, timeout=timeout, progress=options.progress)
+    return stored(folder / "samples.npz", answer["samples"]), answer
+
+
+def _report(
+    model: ir.Model, source: Any, options: Options, answer: dict[str, Any], seconds: float, to: str
+) -> dict[str, Any]:
+    inputs, outputs = interface(model)
+    return {
+        **versions("export", vars(options)),
+        "input": about(model, source),
+        "output": about(model, None),
+        "source": {
+            "kind": to,
+            "title": "ONNX model",
+            "framework": answer["framework"],
+            "converter": answer["converter"],
+            "seconds": seconds,
+        },
+        "inputs": [{"name": v.name, "type": str(v)} for v in inputs],
+        "outputs": [{"name": v.name, "type": str(v)} for v in outputs],
+        "comparison": None,
+        "allowed": {},
+        "gates": [],
+        "notes": list(answer["notes"]),
+        "exit_code": 0,
+        "error": None,
+    }
+
+
+def _hold(
+    model: ir.Model, samples: Iterable[Sample], max_abs: float | None, options: Options, report: dict[str, Any]
+) -> None:
+    """ONNX Runtime's outputs against the other runtime's."""
+    pairs = list(samples)
+    session = Session(model, threads=options.threads)
+    differences = {name: OutputDifference(name) for name in session.output_names}
+    for feed, found in pairs:
+        for name, value in session.run(feed).items():
+            differences[name].add(value, found[name])
+    noise = output_noise(model, [feed for feed, _ in pairs[:1]], threads=options.threads)
+    comparison = Comparison(list(differences.values()), len(pairs))
+    allowed = {
+        d.name: max(min(noise.get(d.name, 0.0), MOST * d.scale), RELATIVE * d.scale) if max_abs is None else max_abs
+        for d in comparison.outputs
+    }
+    least = options.gates.min_sqnr
+    far = [d for d in comparison.outputs if d.mismatch or (d.sqnr < least if least else d.max_abs > allowed[d.name])]
+    report["comparison"], report["allowed"] = comparison.as_dict(), allowed
+    worst = comparison.worst
+    measured = "nothing to compare" if worst is None else worst.mismatch or f"'{worst.name}': {worst.max_abs:.3g}"
+    asked = f"{least:g} dB" if least else "as ONNX Runtime" if max_abs is None else f"{max_abs:g}"
+    report["gates"] = [GateResult("min-sqnr" if least else "max-abs", asked, measured, not far).as_dict()]
+    if far:
+        first = far[0]
+        why = first.mismatch or f"max abs diff {first.max_abs:.3g}, SQNR {first.sqnr:.1f} dB"
+        runtime = report["source"]["framework"]
+        raise with_report(
+            GateFailed(
+                f"{runtime} does not compute what ONNX Runtime does: output '{first.name}': {why}; nothing was "
+                "written; where that is near enough, --max-abs X or --min-sqnr DB says so"
+            ),
+            report,
+        )
+
+
+def _write(to: str, folder: Path, target: Path) -> list[Path]:
+    if to == "ort":
+        write_bytes(target, (folder / "model.ort").read_bytes())
+        return [target]
+    weights = target.with_suffix(".bin")
+    write_bytes(weights, (folder / "model.bin").read_bytes())
+    write_bytes(target, (folder / "model.xml").read_bytes())
+    return [target, weights]

@@ -1,0 +1,171 @@
+"""What finetune wins back: int8 models whose weights are cut to fewer bits, trained on what the float model says.
+
+    python tools/bench/finetune.py                                   # the demo's digits
+    python tools/bench/finetune.py --models rapidocr-rec --bits 4 --steps 80 --batch 4
+    python tools/bench/finetune.py --write student.onnx --bits 3     # only make the student
+
+Activations stay uint8. Scales of the narrow weights are those of least squared error, per channel or (``--per-tensor``)
+one for all. Training sees ``calibration.npz`` without labels, the metric is taken on ``evaluation.npz``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tools"))
+
+from fetch_models import MODELS  # noqa: E402
+
+import graphopt  # noqa: E402
+from graphopt.errors import GraphoptError, NothingDone  # noqa: E402
+from graphopt.graph import constant_array  # noqa: E402
+from graphopt.passes._shadows import set_constant  # noqa: E402
+from graphopt.qdq import is_dq, parameters  # noqa: E402
+
+
+def narrow(model: ir.Model, bits: int, *, per_tensor: bool = False) -> ir.Model:
+    """Round the int8 weights of a QDQ model again, to ``bits``; biases follow. The model is changed and returned."""
+    largest = 2 ** (bits - 1) - 1
+    found = [(n, q, p) for n in model.graph if is_dq(n) and (p := parameters(n)) and (q := _stored(n)) is not None]
+    for node, stored, form in found:
+        if form.kind == "int32" or node.inputs[1] is None or node.inputs[0] is None:
+            continue
+        axis = form.axis % stored.ndim
+        line = [-1 if i == axis else 1 for i in range(stored.ndim)] if form.scale.size > 1 else []
+        zero = form.zero.reshape(line)
+        weight = (stored.astype(np.float64) - zero) * form.scale.reshape(line)
+        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        rows = rows if not per_tensor and form.scale.size > 1 else rows.reshape(1, -1)
+        scale = np.broadcast_to(_least_error(rows, largest), (max(form.scale.size, 1),)).astype(np.float32)
+        whole = np.clip(np.rint(weight / scale.reshape(line)), -largest, largest)
+        set_constant(node.inputs[0], (whole + zero).astype(stored.dtype))
+        set_constant(node.inputs[1], scale.reshape(form.scale.shape))
+    for node, stored, form in found:
+        if form.kind != "int32" or node.inputs[0] is None or node.inputs[1] is None:
+            continue
+        layer = next(iter(node.outputs[0].uses())).node
+        ends = [v.producer() for v in layer.inputs[:2] if v is not None]
+        scales = [p.scale.reshape(-1) for end in ends if end is not None and (p := parameters(end)) is not None]
+        product = (scales[0] * scales[1]).astype(np.float32)
+        real = stored.astype(np.float64) * form.scale
+        set_constant(node.inputs[0], np.rint(real / product).astype(np.int32))
+        set_constant(node.inputs[1], product.reshape(form.scale.shape))
+    return model
+
+
+def _stored(node: ir.Node) -> Any:
+    return constant_array(node.inputs[0])
+
+
+def _least_error(rows: Any, largest: int) -> Any:
+    full = np.abs(rows).max(axis=1) / largest
+    full = np.where(full > 0, full, 1.0)
+    best, lowest = full, np.full(full.shape, np.inf)
+    for clip in np.linspace(1.0, 0.2, 33):
+        scale = full * clip
+        rounded = np.clip(np.rint(rows / scale[:, None]), -largest, largest) * scale[:, None]
+        error = np.square(rounded - rows).sum(axis=1)
+        best, lowest = np.where(error < lowest, scale, best), np.minimum(error, lowest)
+    return best
+
+
+def subject(name: str) -> dict[str, Any]:
+    """Model, data and metric."""
+    folder = ROOT / "graphopt" / "demo" if name == "digits" else ROOT / ".cache" / "models" / name
+    metrics = {m.name: f"{ROOT / 'tools/realdata/metrics.py'}:{m.metric}" for m in MODELS}
+    return {
+        "model": folder / ("digits.onnx" if name == "digits" else "model.onnx"),
+        "data": folder / "calibration.npz",
+        "eval_data": folder / "evaluation.npz",
+        "metric": "accuracy" if name == "digits" else metrics[name],
+    }
+
+
+def recovered(name: str, student: ir.Model, seed: int, training: dict[str, Any]) -> dict[str, Any]:
+    """One training: metric before and after, and seconds."""
+    about = subject(name)
+    teacher = about.pop("model")
+    started = time.perf_counter()
+    try:
+        report = graphopt.finetune(student, teacher=teacher, seed=seed, time=0, threads=1, **about, **training).report
+    except NothingDone as error:
+        report = error.report or {}
+    metric, entry = report.get("metric"), report["ledger"][-1]["metrics"]
+    return {
+        "seed": seed,
+        "before": metric["original"] if metric else None,
+        "after": metric["candidate"] if metric and report["error"] is None else None,
+        "low": metric["low"] if metric else None,
+        "high": metric["high"] if metric else None,
+        "error": report["error"],
+        "seconds": time.perf_counter() - started,
+        "step_ms": 1e3 * entry.get("seconds_per_step", 0.0),
+        "steps": entry.get("steps"),
+    }
+
+
+def table_row(name: str, bits: int, rows: list[dict[str, Any]]) -> str:
+    """Means over seeds."""
+    done = [row for row in rows if row["after"] is not None]
+    if not done:
+        return f"| {name} | W{bits}A8 | kept as it was: {rows[0]['error']} | | | |"
+    mean = {key: float(np.mean([row[key] for row in done])) for key in ("before", "after", "seconds", "step_ms")}
+    several = f" ({min(r['after'] for r in done):.4f} to {max(r['after'] for r in done):.4f})" if len(done) > 1 else ""
+    return (
+        f"| {name} | W{bits}A8 | {mean['before']:.4f} | {mean['after']:.4f}{several} | "
+        f"{mean['step_ms']:.0f} ms | {mean['seconds']:.0f} |"
+    )
+
+
+def main() -> int:
+    """Print the table (Markdown) or, with ``--json``, the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="digits")
+    parser.add_argument("--bits", default="4,3,2")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--per-tensor", action="store_true")
+    parser.add_argument("--write", help="write the (last) student here and train nothing")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    training: dict[str, Any] = {"steps": options.steps, "batch": options.batch}
+    training |= {"lr": options.lr} if options.lr else {}
+    found = []
+    if not options.json and not options.write:
+        print("| model | student | before | after | step | seconds |\n| --- | --- | ---: | ---: | ---: | ---: |")
+    for name in options.models.split(","):
+        about = subject(name)
+        try:
+            int8 = graphopt.quantize(about["model"], data=about["data"], time=0, threads=1)
+        except GraphoptError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        for bits in (int(b) for b in options.bits.split(",")):
+            result = graphopt.optimize(int8.model, passes=["remove-unused"], time=0, verify="off")
+            student = narrow(result.ir_model, bits, per_tensor=options.per_tensor) if bits < 8 else result.ir_model
+            if options.write:
+                result.save(options.write)
+                continue
+            rows = [recovered(name, student, seed, training) for seed in range(options.seeds)]
+            found += [{"model": name, "bits": bits, **row} for row in rows]
+            if not options.json:
+                print(table_row(name, bits, rows), flush=True)
+    if options.json:
+        print(json.dumps({"schema_version": 1, "rows": found}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
