@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from graphopt.base import Context, Gates, Pass, Pipeline, Repeat
 from graphopt.errors import GraphoptError, InputError, NothingDone, RuntimeFailure
+from graphopt.graph import opset
 from graphopt.judge import judge, timed_feeds
 from graphopt.manager import PassManager
 from graphopt.model import fingerprint
 from graphopt.passes.quantize_static import QuantizeStatic
-from graphopt.presets import exact_passes, prepare
+from graphopt.presets import asked, exact_passes, prepare
 from graphopt.report.document import about
 from graphopt.search.frontier import Candidate
 from graphopt.search.measured import Search
@@ -55,7 +56,9 @@ class Trials:
 
     def _exact(self, config: Config) -> Pipeline:
         if config["arithmetic"] == FLOAT:
-            return [*self.begin, *exact_passes()]
+            least = max((int(getattr(step, "least_opset", 1)) for step in self.space.after(config)), default=1)
+            upgrade = asked(self.original, to_opset=least) if 0 < opset(self.original) < least else []
+            return [*self.begin, *upgrade, *exact_passes()]
         return [*self.begin, *prepare(self.original, self.context.target)]
 
     def original_candidate(self, size: int) -> Candidate:

@@ -160,6 +160,8 @@ def place(workplace: Path) -> Path:
 def made_up(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Nothing is timed: a configuration's measurements follow from what it is. What was tried, in order."""
     tried: list[Config] = []
+    few = ("arithmetic", "weights", "float_layers")
+    monkeypatch.setattr(spaces, "DIMENSIONS", tuple(d for d in spaces.DIMENSIONS if d.name in few))
 
     def measure(self: Trials, config: Config, original: Candidate) -> Candidate:
         tried.append(dict(config))
@@ -199,7 +201,20 @@ def instantly(real: Any, *arguments: Any, **options: Any) -> Any:
     return verdict
 
 
-TUNE = ["tune", "m.onnx", "-o", "o.onnx", "--data", "d.npz", "--min-sqnr", "20", "--allow-slower", "--json"]
+TUNE = [
+    "tune",
+    "m.onnx",
+    "-o",
+    "o.onnx",
+    "--data",
+    "d.npz",
+    "--min-sqnr",
+    "20",
+    "--verify",
+    "off",
+    "--allow-slower",
+    "--json",
+]
 
 
 def test_the_best_that_keeps_to_the_budget_is_written(place: Path, made_up: list[Config]) -> None:
@@ -229,7 +244,9 @@ def test_the_objective_decides(place: Path, made_up: list[Config]) -> None:
     ran = run_cli(*TUNE, "--time", "20s", "--objective", "accuracy", "--max-size", "7500")
     assert ran.code == 1, "what was made up is not so: the file is judged again"
     assert "max-size" in ran.err
-    result = graphopt.tune("m.onnx", data="d.npz", min_sqnr=20, objective="accuracy", min_speedup=1e-6, time=20)
+    result = graphopt.tune(
+        "m.onnx", data="d.npz", verify="off", min_sqnr=20, objective="accuracy", min_speedup=1e-6, time=20
+    )
     chosen = result.report["tuning"]["chosen"]
     assert chosen == "float", "the same outputs are the most accurate"
 
@@ -238,12 +255,14 @@ def test_it_stops_when_the_time_is_over_and_goes_on_when_asked(
     place: Path, made_up: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticking(monkeypatch)
-    first_run = graphopt.tune("m.onnx", data="d.npz", min_sqnr=20, time=12, allow_slower=True).report["tuning"]
+    first_run = graphopt.tune("m.onnx", data="d.npz", verify="off", min_sqnr=20, time=12, allow_slower=True).report[
+        "tuning"
+    ]
     before = [key(c) for c in made_up]
     assert not first_run["exhausted"]
     assert 1 <= len(before) < 12
     made_up.clear()
-    second = graphopt.tune("m.onnx", data="d.npz", min_sqnr=20, time=12, allow_slower=True, resume=True)
+    second = graphopt.tune("m.onnx", data="d.npz", verify="off", min_sqnr=20, time=12, allow_slower=True, resume=True)
     found = second.report["tuning"]
     assert found["resumed"] == len(before)
     assert len(found["candidates"]) == 1 + len(before) + len(made_up)
@@ -251,7 +270,7 @@ def test_it_stops_when_the_time_is_over_and_goes_on_when_asked(
     assert made_up
     assert not known & {key(c) for c in made_up}, "nothing is tried twice"
     made_up.clear()
-    other = graphopt.tune("m.onnx", data="d.npz", min_sqnr=21, time=12, allow_slower=True, resume=True)
+    other = graphopt.tune("m.onnx", data="d.npz", verify="off", min_sqnr=21, time=12, allow_slower=True, resume=True)
     assert other.report["tuning"]["resumed"] == 0
     assert any("nothing to resume" in note for note in other.report["notes"])
 
@@ -279,7 +298,7 @@ def test_what_was_interrupted_is_gone_on_with(
 
 
 def test_a_broken_memory_is_none(place: Path, made_up: list[Config], cache_folder: Path) -> None:
-    options: dict[str, Any] = {"data": "d.npz", "min_sqnr": 20, "time": 0.001, "allow_slower": True}
+    options: dict[str, Any] = {"data": "d.npz", "verify": "off", "min_sqnr": 20, "time": 0.001, "allow_slower": True}
     graphopt.tune("m.onnx", **options)
     (kept,) = (cache_folder / "graphopt").glob("tune-*.json")
     for text in ("{", '{"version": 0}', json.dumps({"version": 1, "ranking": 3})):
@@ -320,7 +339,7 @@ def test_a_finalist_that_does_not_hold_gives_way(place: Path, made_up: list[Conf
         return real(*arguments, **options)
 
     monkeypatch.setattr(tuning, "make", make)
-    report = graphopt.tune("m.onnx", data="d.npz", min_sqnr=20, time=20, allow_slower=True).report
+    report = graphopt.tune("m.onnx", data="d.npz", verify="off", min_sqnr=20, time=20, allow_slower=True).report
     assert len(asked) == 2
     names = [c.name for c in ranked(_read(report), ORIGINAL, "latency")]
     assert report["tuning"]["chosen"] in names[1:]
@@ -343,6 +362,29 @@ def _read(report: dict[str, Any]) -> list[Candidate]:
 # For real
 
 
+def test_pruned_and_compressed_models_are_made(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dimensions of other passes: what is made is smaller by about what the name says, and written as any other."""
+    if Space().missing:
+        pytest.skip(str(Space().missing))
+    wanted: list[Config] = [
+        {"arithmetic": FLOAT, "prune": "0.5"},
+        {"arithmetic": STATIC, "prune": "0.5"},
+        {"arithmetic": FLOAT, "compress": "int8"},
+        {"arithmetic": FLOAT, "compress": "int4"},
+    ]
+    monkeypatch.setattr(trying, "first", lambda space: [space.complete(config) for config in wanted])
+    monkeypatch.setattr(Trials, "explore", lambda self: None)
+    monkeypatch.setattr(trying, "judge", functools.partial(instantly, trying.judge))
+    ticking(monkeypatch)
+    options: dict[str, Any] = {"min_sqnr": -50, "time": 60, "objective": "size", "allow_slower": True}
+    report = graphopt.tune("m.onnx", data="d.npz", verify="off", **options).report["tuning"]
+    original, pruned, both, by_int8, by_int4 = report["candidates"][:5]
+    assert [c["error"] for c in report["candidates"][:5]] == [None] * 5
+    assert pruned["bytes"] < 0.85 * original["bytes"]
+    assert both["bytes"] < 0.6 * pruned["bytes"]
+    assert by_int4["bytes"] < by_int8["bytes"] < 0.5 * original["bytes"]
+
+
 def test_one_for_real(place: Path) -> None:
     """A second on a small model: built, judged and timed, and what is said of it is what comes out."""
     ran = run_cli(*TUNE, "--time", "4s", "--objective", "size")
@@ -360,13 +402,16 @@ def test_layers_and_mixtures_become_choices(place: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(trying.Search, "mixtures", lambda self, damages: [frozenset({"mul1"})])
     monkeypatch.setattr(trying, "judge", functools.partial(instantly, trying.judge))
     ticking(monkeypatch)
-    result = graphopt.tune("m.onnx", data="d.npz", min_sqnr=5, time=150, allow_slower=True, objective="size")
+    result = graphopt.tune(
+        "m.onnx", data="d.npz", verify="off", min_sqnr=5, time=150, allow_slower=True, objective="size"
+    )
     space = result.report["tuning"]["space"]
     assert set(space["ranking"]) == {"mul0", "mul1", "mul2"}
     assert space["mixtures"] == [[], ["mul1"]]
     left = [c for c in result.report["tuning"]["candidates"] if c["config"].get("mixture") == 1]
     assert left
-    assert left[0]["bytes"] > min(c["bytes"] for c in result.report["tuning"]["candidates"])
+    plain = next(c for c in result.report["tuning"]["candidates"] if c["name"] == STATIC)
+    assert left[0]["bytes"] > plain["bytes"]
 
 
 BAD: dict[str, tuple[list[str], str]] = {
