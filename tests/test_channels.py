@@ -21,10 +21,10 @@ from growing_layers import Made
 from prune_exactly import examine
 
 from graphopt.channels import Channels, find_channels
+from graphopt.concrete_shapes import two_sizes
 from graphopt.errors import RuntimeFailure
 from graphopt.model import load
 from graphopt.passes.prune import left_alone
-from graphopt.sizes import two_sizes
 
 
 def found(proto: onnx.ModelProto, feed: dict[str, np.ndarray] | None = None) -> Channels:

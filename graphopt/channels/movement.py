@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from graphopt.channels.trace import Axes, Rule, Shape, Trace
 
 
+_NUMBERED = "is told places along it by number, and its length varies"
+
+
 def transpose(trace: Trace, node: ir.Node) -> list[Axes]:
     """Axes in another order."""
     axes = trace.of(node.inputs[0])
@@ -55,6 +58,8 @@ def split(trace: Trace, node: ir.Node) -> list[Axes]:
         raise Unfit("splits into sizes that are computed")
     if node.inputs[0] in trace.sizes:
         raise Unfit("splits sizes")
+    if not trace.steady(node.inputs[0], axis):
+        trace.stays(node, axes[axis], _NUMBERED)
     made, start = [], 0
     for output in node.outputs:
         end = start + trace.shape(output)[axis]
@@ -73,6 +78,8 @@ def slice_(trace: Trace, node: ir.Node) -> list[Axes]:
         if part is None and before[axis] != out[axis]:
             trace.stays(node, vector, "cuts it at computed places")
             axes[axis] = trace.atoms.fixed(out[axis], "cut at computed places")
+        elif part is not None and len(vector[part]) < len(vector) and not trace.steady(value, axis):
+            axes[axis] = trace.stays(node, vector, _NUMBERED)[part]
         elif part is not None and part.step not in (1, None) and live(vector):
             axes[axis] = trace.stays(node, vector, "takes some of it in steps")[part]
         elif part is not None:
@@ -130,6 +137,8 @@ def gather(trace: Trace, node: ir.Node) -> list[Axes]:
         picked = (vector[np.asarray(indices, np.int64)],) if indices else (vector[:0],)
         if len({i % len(vector) for i in indices}) < len(indices):
             trace.stays(node, vector, "repeats indices of it")
+        if not trace.steady(value, axis):
+            trace.stays(node, vector, _NUMBERED)
     trace.of(node.inputs[1])
     return [(*axes[:axis], *picked, *axes[axis + 1 :])]
 

@@ -46,8 +46,12 @@ def reshape(trace: Trace, node: ir.Node) -> list[Axes]:
     if value in trace.sizes:
         trace.sizes[node.outputs[0]] = trace.sizes[value]
     made = _moved(trace, node, trace.of(value), trace.shape(value), out)
-    if node.op_type == "Reshape" and trace.ints(node.inputs[1]) is None:
-        _target(trace, node, trace.shape(value), made)
+    if node.op_type == "Reshape":
+        numbers = trace.ints(node.inputs[1])
+        if numbers is None:
+            _target(trace, node, trace.shape(value), made)
+        else:
+            made = _copies(trace, node, numbers, made)
     return [made]
 
 
@@ -153,6 +157,16 @@ def _is_batch(value: ir.Value, axis: int, rank: int, far: int) -> bool:
         if any(_is_batch(output, moved, wide, far - 1) for output in node.outputs):
             return True
     return False
+
+
+def _copies(trace: Trace, node: ir.Node, numbers: list[int], made: Axes) -> Axes:
+    """An axis whose length is copied (0) from the input has to shrink as that one does."""
+    given = trace.of(node.inputs[0])
+    found = list(made)
+    for axis, number in enumerate(numbers):
+        if number == 0 and live(made[axis]) and not (axis < len(given) and np.array_equal(given[axis], made[axis])):
+            found[axis] = trace.stays(node, made[axis], "copies its length from another axis")
+    return tuple(found)
 
 
 def _target(trace: Trace, node: ir.Node, before: Shape, made: Axes) -> None:

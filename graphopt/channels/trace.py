@@ -124,6 +124,10 @@ class Trace:
             if size is not None:
                 self.atoms.freeze(size, reason)
 
+    def steady(self, value: ir.Value | None, axis: int) -> bool:
+        """Whether an axis is as long at every size, so that places along it can be told by number."""
+        return value is not None and (constant(value) is not None or (value.name, axis) in self.same)
+
     def stays(self, node: ir.Node, vector: Vector, why: str) -> Vector:
         """``vector`` frozen, because ``node`` does ``why`` along it; what to put in its place."""
         if not live(vector):

@@ -22,11 +22,11 @@ from architectures import ARCHITECTURES, feeds
 from fetch_models import MODELS
 
 import graphopt
+from graphopt.concrete_shapes import shapes_seen
 from graphopt.errors import GraphoptError
 from graphopt.model import load, to_proto
 from graphopt.registry import create
 from graphopt.session import Session
-from graphopt.sizes import shapes_seen
 from graphopt.timing import time_models
 
 ROOT = Path(__file__).resolve().parent.parent.parent
