@@ -150,3 +150,13 @@ def test_an_overridable_weight_stays() -> None:
     assert channels.groups[0].name != "Conv_0"
     reasons = {skip.site: skip.reason for skip in left_alone(channels)}
     assert "is a graph input" in reasons["Conv_0"]
+
+
+def test_places_told_by_number_need_a_length_that_does_not_vary() -> None:
+    """The last element of all of a batch is another channel's with another batch."""
+    net = Net()
+    flat = net.op("Reshape", net.conv("x", 3, 8, 1), net.ints(-1))
+    proto = net.model(net.op("Gather", flat, net.ints(5), axis=0), ("N", 3, 4, 4))
+    channels = found(proto, {"x": np.ones((1, 3, 4, 4), np.float32)})
+    assert channels.groups[0].free == 0
+    assert any("its length varies" in reason for reason in channels.stays.values())

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import DATA, DEMO, MODELS, ROOT, Ran, run_cli
+from test_schema import check
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -78,6 +79,7 @@ def test_the_report_says_what_went_and_what_stayed(half: tuple[Path, Ran]) -> No
     before, after = entry["metrics"]["layer_error"]
     assert after < 0.5 * before
     assert report["never_slower"]["checked"] is False
+    check(report, "made")
 
 
 def test_repair_is_what_keeps_the_accuracy() -> None:

@@ -115,3 +115,18 @@ def test_optimize_is_exact_and_never_larger(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*METRICS, "silero-vad-if"])
 def test_diff_tells_renamed_from_changed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told_apart(_needs(name) / "model.onnx", tmp_path, capsys)
+
+
+def test_pruning_is_repaired(tmp_path: Path) -> None:
+    """Without repair this loses four tenths of its score (docs/prune.md)."""
+    folder, output = _needs("basic-pitch"), tmp_path / "small.onnx"
+    done = _graphopt(
+        "prune", str(folder / "model.onnx"), "-o", str(output), "--data", str(folder / "calibration.npz"),
+        "--eval-data", str(folder / "evaluation.npz"), "--samples", "12", "--macs", "0.85", "--repair", "symmetric",
+        "--metric", f"{ROOT / 'tools/realdata/metrics.py'}:{METRICS['basic-pitch']}", "--max-drop", "2%",
+        "--threads", "1", "--time", "0", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ledger"][-1]["metrics"]["macs_left"] < 0.88
+    assert output.stat().st_size < (folder / "model.onnx").stat().st_size
