@@ -165,7 +165,7 @@ def _chosen(
 
         def kept(some: Sequence[Move]) -> bool:
             one = clone(run.model)
-            replace(step, assign=assigned(some)).run(one, context)
+            replace(step, format="float", assign=assigned(some)).run(one, context)
             return holds(one)
 
         taken = for_budget(found, kept)
@@ -173,7 +173,7 @@ def _chosen(
             raise with_report(NothingDone("not one weight can be stored in less within the budget"), report)
     counts = f"{len({m.weight for m in taken})} of {len({m.weight for m in found})} weights"
     note = f"{counts} got a format for least damage per byte, {len(taken)} of {len(found)} steps down"
-    return replace(step, assign=assigned(taken)), [note]
+    return replace(step, format="float", assign=assigned(taken)), [note]
 
 
 class Packaged(Result):
