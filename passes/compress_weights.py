@@ -41,8 +41,8 @@ class CompressWeights(Pass):
     ``block``: elements that share a scale, of the formats in blocks. ``round_to``: ``nearest``; ``fitted``, which
     clips a block's largest weights where that leaves less error; ``data``, to what each layer's output asks for
     (needs calibration data); ``auto``: ``data`` where there is some, else ``fitted``. ``exclude`` and ``include``: node
-    names, globs, ``re:`` expressions or operator types. ``assign``: ``WEIGHT=FORMAT`` for single weights. ``float`` is a
-    format, too: as it is.
+    names, globs, ``re:`` expressions or operator types. ``assign``: ``WEIGHT=FORMAT`` for single weights; ``float``
+    is a format, too: as it is.
     """
 
     format: str = "int8"
