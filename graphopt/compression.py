@@ -77,27 +77,17 @@ def compress(
         NothingDone: no weight could be stored in fewer bytes; the message says why.
         GateFailed: a gate was not met.
     """
+    weights = weights or ("int8" if size is None else "auto")
     if package:
         check_zstandard()
     if weights == "keep":
         return _kept(model, package, options)
-    weights = weights or ("int8" if size is None else "auto")
     settings = _settings("uint4" if weights == "auto" else weights, block, rounding, exclude, include)
     merged = merge_options(options, None)
-    _check_search(weights, size, merged)
-    check_gates(merged)
+    _check(weights, rounding, size, merged)
     limit = memory_limit(memory)
-    shown = {key: settings[key] for key in ("block", "exclude", "include")}
-    merged.settings = {
-        **shown,
-        "weights": weights,
-        "rounding": rounding,
-        "size": size,
-        "memory": memory,
-        "package": package,
-    }
-    if rounding == "data" and merged.data is None:
-        raise InputError("--rounding data rounds to what layers read, and there is none; give --data, or leave it out")
+    told = {"weights": weights, "block": block, "rounding": rounding, "exclude": exclude, "include": include}
+    merged.settings = {**told, "size": size, "memory": memory, "package": package}
     loaded, source = read_source(model, merged)
     step = create("compress-weights", settings)
     assert isinstance(step, CompressWeights)
@@ -123,8 +113,12 @@ def _made(
     return result
 
 
-def _check_search(weights: str, size: str | int | None, options: Options) -> None:
+def _check(weights: str, rounding: str, size: str | int | None, options: Options) -> None:
+    """Nothing is asked for that cannot be done with what was given."""
+    check_gates(options)
     gates = options.gates
+    if rounding == "data" and options.data is None:
+        raise InputError("--rounding data rounds to what layers read, and there is none; give --data, or leave it out")
     if size is not None and weights != "auto":
         raise InputError(f"--size chooses a format for each weight, and --weights {weights} is one for all; give one")
     if size is not None:
@@ -165,7 +159,7 @@ def _chosen(
 
         def kept(some: Sequence[Move]) -> bool:
             one = clone(run.model)
-            replace(step, assign=assigned(some)).run(one, context)
+            replace(step, format="float", assign=assigned(some)).run(one, context)
             return holds(one)
 
         taken = for_budget(found, kept)
@@ -173,7 +167,7 @@ def _chosen(
             raise with_report(NothingDone("not one weight can be stored in less within the budget"), report)
     counts = f"{len({m.weight for m in taken})} of {len({m.weight for m in found})} weights"
     note = f"{counts} got a format for least damage per byte, {len(taken)} of {len(found)} steps down"
-    return replace(step, assign=assigned(taken)), [note]
+    return replace(step, format="float", assign=assigned(taken)), [note]
 
 
 class Packaged(Result):

@@ -41,8 +41,8 @@ class CompressWeights(Pass):
     ``block``: elements that share a scale, of the formats in blocks. ``round_to``: ``nearest``; ``fitted``, which
     clips a block's largest weights where that leaves less error; ``data``, to what each layer's output asks for
     (needs calibration data); ``auto``: ``data`` where there is some, else ``fitted``. ``exclude`` and ``include``: node
-    names, globs, ``re:`` expressions or operator types. ``assign``: ``WEIGHT=FORMAT`` for single weights, ``float``
-    among the formats.
+    names, globs, ``re:`` expressions or operator types. ``assign``: ``WEIGHT=FORMAT`` for single weights; ``float``
+    is a format, too: as it is.
     """
 
     format: str = "int8"
@@ -55,7 +55,10 @@ class CompressWeights(Pass):
     contract: ClassVar[Contract] = "approximate"
 
     def __post_init__(self) -> None:
-        for option, value, known in (("format", self.format, FORMATS), ("round-to", self.round_to, ROUNDINGS)):
+        for option, value, known in (
+            ("format", self.format, (*FORMATS, "float")),
+            ("round-to", self.round_to, ROUNDINGS),
+        ):
             if value not in known:
                 hint = did_you_mean(str(value), known, f"one of {', '.join(known)}")
                 raise ValueError(f"{option} is '{value}'; {hint}")
@@ -74,17 +77,19 @@ class CompressWeights(Pass):
     @property
     def least_opset(self) -> int:
         """The first operator set that has what decodes these formats."""
-        used = {self.format, *self.formats.values()} - {"float"}
-        if self.assign and self.format not in self.formats.values():
-            used -= {self.format}
-        return max((FORMATS[form].opset for form in used), default=1)
+        return max((FORMATS[form].opset for form in self._used), default=1)
+
+    @property
+    def _used(self) -> list[str]:
+        return [form for form in dict.fromkeys((self.format, *self.formats.values())) if form != "float"]
 
     def check(self, model: ir.Model) -> None:
         now = opset(model)
         if now < self.least_opset:
+            form = max(self._used, key=lambda name: FORMATS[name].opset)
             raise PreconditionError(
-                f"{self.format} weights need opset {self.least_opset} and the model has {now}; run upgrade-opset "
-                "first (graphopt compress does so by itself)"
+                f"{form} weights need opset {self.least_opset} and the model has {now}; run upgrade-opset first "
+                "(graphopt compress does so by itself)"
             )
 
     def run(self, model: ir.Model, context: Context) -> PassResult:
@@ -112,7 +117,7 @@ class CompressWeights(Pass):
         chosen: list[tuple[Weight, Layout]] = []
         for weight in weights:
             name = weight.value.name or "(unnamed)"
-            form = self.formats.get(name, "float" if self.assign else self.format)
+            form = self.formats.get(name, self.format)
             if form == "float":
                 result.skipped.append(Skip(name, "it was assigned to stay in float"))
                 continue

@@ -106,6 +106,15 @@ def test_verbs_that_make_a_model() -> None:
     check(caught.value.report, "made")
 
 
+def test_compress_and_unpack(workplace: Path) -> None:
+    pytest.importorskip("zstandard")
+    result = graphopt.compress(DEMO / "digits.onnx", weights="palette4", time=0, package=True)
+    result.save("digits.gopt")
+    assert result.report["package"] is not None
+    check(result.report, "made")
+    check(graphopt.unpack("digits.gopt", "digits.onnx"), "unpacked")
+
+
 def test_run(workplace: Path) -> None:
     text = f'model = "{MODELS / "shared.onnx"}"\noutput = "o.onnx"\n\n[[pass]]\nuse = "fuse-batchnorm"\n'
     Path("r.toml").write_text(text)

@@ -282,7 +282,7 @@ def test_single_weights_can_have_a_format_of_their_own() -> None:
     arrays = {"w": weights(64, 64), "v": weights(64, 64), "u": weights(64, 64)}
     nodes = [node("MatMul", ["x", "w"], "a"), node("MatMul", ["a", "v"], "b"), node("MatMul", ["b", "u"], "y")]
     proto = build(nodes, {"x": ["b", 64]}, ["y"], arrays, opset=21, ir_version=10)
-    _, entry = apply(proto, CompressWeights(assign=("w=uint4", "v=fp16", "u=float")))
+    _, entry = apply(proto, CompressWeights(format="fp16", assign=("w=uint4", "u=float")))
     assert entry.metrics["formats"] == {"uint4": 1, "fp16": 1}
     assert "stay in float" in reasons(entry)["u"]
     with pytest.raises(ValueError, match="WEIGHT=FORMAT"):
