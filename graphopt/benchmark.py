@@ -165,7 +165,7 @@ def _tried(session: Session, feeds: Sequence[Feeds], number: int, options: Optio
             session.run(feed)
     except RuntimeFailure as error:
         if options.data is not None:
-            raise InputError(f"model {number} does not run on the data: {error}") from error
+            raise InputError(f"model {number} does not run on the data: {error}; give --data that it takes") from error
         shapes = "; ".join(f"{name}:{','.join(map(str, array.shape))}" for name, array in feeds[0].items())
         raise InputError(
             f"model {number} does not run on random inputs ({shapes}): {error}; give --input-shape name:1,3,224,224, "

@@ -6,6 +6,7 @@ cut, and whether it is a piece at all, is decided here, so that the message is t
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -351,7 +352,8 @@ def typed(model: ir.Model) -> ir.Model:
     for node in twin.graph:
         for value in node.outputs:
             if value.name in infos and (value.type is None or value.shape is None):
-                ir.serde.deserialize_value_info_proto(infos[value.name], value)
+                with contextlib.suppress(ir.serde.SerdeError):  # a type that onnx-ir has no form for, a map say
+                    ir.serde.deserialize_value_info_proto(infos[value.name], value)
     return twin
 
 

@@ -42,13 +42,13 @@ class _Follower:
         if id(graph) not in self._types:
             return
         local = [self._types[id(graph)], *outer]
-        known = [{t.name: array for t in graph.initializer if (array := _array(t)) is not None}, *outer_data]
+        known = [{t.name: array for t in graph.initializer if (array := small_array(t)) is not None}, *outer_data]
         types, data = ChainMap(*local), ChainMap(*known)
         for node in graph.node:
             if node.domain not in _STANDARD or not node.output:
                 continue
             try:
-                made = _evaluate(node, data, types)
+                made = evaluate(node, data, types)
             except Exception:  # a broken model, or a form of the operator that is not known here
                 made = None
             if made is not None and made.size <= _LARGEST:
@@ -96,7 +96,8 @@ class _Follower:
                     types[name] = (tensor.elem_type, dims)
 
 
-def _array(tensor: onnx.TensorProto) -> Array | None:
+def small_array(tensor: onnx.TensorProto) -> Array | None:
+    """A tensor's numbers, where they are few and of a type that is about shapes."""
     if math.prod(tensor.dims) > _LARGEST or tensor.data_location == TensorProto.EXTERNAL:
         return None
     if tensor.data_type not in (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT, TensorProto.BOOL):
@@ -107,7 +108,8 @@ def _array(tensor: onnx.TensorProto) -> Array | None:
         return None
 
 
-def _evaluate(node: onnx.NodeProto, data: Mapping[str, Array], types: Mapping[str, Any]) -> Array | None:
+def evaluate(node: onnx.NodeProto, data: Mapping[str, Array], types: Mapping[str, Any]) -> Array | None:
+    """What a node makes of ``data``; None where that is not known. Raises whatever a broken node makes numpy raise."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
     if node.op_type == "Constant":
         return _constant(attributes)
@@ -127,7 +129,7 @@ def _evaluate(node: onnx.NodeProto, data: Mapping[str, Array], types: Mapping[st
 
 def _constant(attributes: Mapping[str, Any]) -> Array | None:
     if "value" in attributes:
-        return _array(attributes["value"])
+        return small_array(attributes["value"])
     for name, kind in (("value_int", np.int64), ("value_ints", np.int64), ("value_float", np.float32)):
         if name in attributes:
             return np.asarray(attributes[name], kind)

@@ -238,6 +238,14 @@ class TestLies:
         path.write_bytes(proto.SerializeToString())
         refused(path, "cannot be external")
 
+    def test_sparse_data_that_would_have_to_be_in_memory(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("graphopt.external._INLINE_LIMIT", 16)
+        tensor = builders.externalize(builders.weight("w", np.arange(8)), "w.bin")
+        (folder / "w.bin").write_bytes(SECRET)
+        path = folder / "m.onnx"
+        path.write_bytes(in_sparse(tensor).SerializeToString())
+        refused(path, "too many for a sparse or training tensor")
+
     def test_unknown_keys_are_no_instructions(self, folder: Path) -> None:
         path = builders.external(folder, __class__="x", basepath="/etc", checksum="0")
         assert weights(path) == list(range(8))

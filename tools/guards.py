@@ -61,7 +61,6 @@ GUARDS = (
     kinds("tensor: impossible shapes", "inline", "if len(tensor.dims) > MAX_RANK or", "if False and", "tensor"),
     kinds("tensor: bytes and shape", "inline", "if needed != given:", "if False:", "tensor or sparse"),
     kinds("tensor: numbers and shape", "inline", "if given != needed or", "if False and", "tensor"),
-    kinds("tensor: known types", "inline", "if dtype == ir.DataType.UNDEFINED:", "if False:", "tensor"),
     kinds("graph: no opset", "structure", "if not proto.opset_import and", "if False and", "opset"),
     kinds("graph: no output", "structure", "if not proto.graph.output:", "if False:", "graph"),
     kinds(
@@ -91,6 +90,7 @@ GUARDS = (
     kinds("operators: ranks", "schemas", "if rank > MAX_RANK else None", "if False else None", "type"),
     kinds("functions: nodes they become", "expansion", "if made > allowed.nodes:", "if False:", "tower"),
     kinds("functions: depth of calls", "expansion", "if deepest > allowed.calls:", "if False:", "function"),
+    kinds("numbers counted by a Range", "expansion", "if count > _GROWN:", "if False:", "range"),
     kinds("lists joined with themselves", "expansion", "if size > limit:", "if False:", "doubling"),
     kinds("cost: trips of loops", "costing", "if loops.steps > allowed.steps:", "if False:", "loop"),
     kinds("cost: bytes of values", "costing", "if size > room:", "if False:", "bomb"),

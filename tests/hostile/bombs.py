@@ -136,6 +136,16 @@ def doubling(times: int, axis: int = 0) -> Any:
     return bomb(*chain[:-1], node("Concat", chain[-1].input, ["big"], axis=axis))
 
 
+KINDS.add(
+    "range-of-a-product",
+    REFUSED,
+    bomb(
+        node("Mul", ["many", "many"], ["to"]),
+        node("Range", ["from", "to", "step"], ["r"]),
+        node("Cast", ["r"], ["big"], to=1),
+        weights=[scalar("from", 0), scalar("many", 100_000), scalar("step", 1)],
+    ),
+)
 KINDS.add("concat-doubling", REFUSED, doubling(40))
 KINDS.add("concat-doubling-a-little", OK, doubling(8))
 
