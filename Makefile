@@ -7,7 +7,7 @@ NNCF_VENV ?= .venv-nncf
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test hostile lint models fixtures bench-calibration bench-quantize clean
+.PHONY: demo test hostile lint models fixtures frameworks bench-calibration bench-quantize clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'graphopt needs Python 3.11 or newer; name one: make PYTHON=python3.12')"
@@ -45,6 +45,16 @@ $(TORCH_VENV)/.installed:
 
 fixtures: $(TORCH_VENV)/.installed  ## make the committed fixtures and the demo again
 	$(TORCH_VENV)/bin/python tools/make_fixtures.py
+
+# Nothing needs these: tests on real frameworks (marker "framework") run where their environments are.
+frameworks: $(TORCH_VENV)/.installed  ## an environment per framework in .frameworks/, for the tests of convert and export
+	mkdir -p .frameworks && ln -sfn ../$(TORCH_VENV) .frameworks/torch
+	for name in sklearn tensorflow jax paddle openvino; do $(PYTHON) -m venv .frameworks/$$name; done
+	.frameworks/sklearn/bin/python -m pip install -qq onnx scikit-learn skl2onnx skops pandas xgboost-cpu lightgbm catboost onnxmltools packaging
+	.frameworks/tensorflow/bin/python -m pip install -qq tensorflow-cpu tf2onnx onnx
+	.frameworks/jax/bin/python -m pip install -qq jax jax2onnx onnx
+	.frameworks/paddle/bin/python -m pip install -qq paddlepaddle paddle2onnx==2.0.1 onnx
+	.frameworks/openvino/bin/python -m pip install -qq openvino onnx
 
 bench-calibration: $(VENV)/.installed  ## calibration cost against plain inference, on the fetched models
 	$(BIN)/python tools/bench/calibration.py

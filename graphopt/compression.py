@@ -87,7 +87,15 @@ def compress(
     _check_search(weights, size, merged)
     check_gates(merged)
     limit = memory_limit(memory)
-    merged.settings = {**settings, "weights": weights, "size": size, "memory": memory, "package": package}
+    shown = {key: settings[key] for key in ("block", "exclude", "include")}
+    merged.settings = {
+        **shown,
+        "weights": weights,
+        "rounding": rounding,
+        "size": size,
+        "memory": memory,
+        "package": package,
+    }
     if rounding == "data" and merged.data is None:
         raise InputError("--rounding data rounds to what layers read, and there is none; give --data, or leave it out")
     loaded, source = read_source(model, merged)
@@ -253,9 +261,9 @@ def _settings(
         if isinstance(patterns, str):
             raise InputError(f"{name} is one string; give a list of patterns: [{patterns!r}]")
     return {
-        "weights": weights,
+        "format": weights,
         "block": block,
-        "rounding": rounding,
+        "round_to": rounding,
         "exclude": tuple(exclude),
         "include": tuple(include),
     }

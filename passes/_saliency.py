@@ -92,10 +92,8 @@ def readers(channels: Channels, seen: Mapping[Form, Seen]) -> Iterator[tuple[Rea
     for product in channels.products:
         form = form_of(product.node)
         weight = constant_array(product.node.inputs[1])
-        if form is None or form not in seen or weight is None or not live(product.read) or len(product.read) == 1:
+        if form is None or form not in seen or weight is None or not live(product.read) or product.depthwise:
             continue
-        if form.groups > 1 and form.groups == len(product.read):
-            continue  # a depthwise convolution ends nothing
         matrices = to_matrix(product.node, weight)
         moments = seen[form].moments
         units = column_units(channels, product.read, form)
@@ -192,6 +190,6 @@ def layer_forms(channels: Channels) -> list[Form]:
     forms: dict[Form, ir.Node] = {}
     for product in channels.products:
         form = form_of(product.node)
-        if form is not None and live(product.read) and not (form.groups > 1 and form.groups == len(product.read)):
+        if form is not None and live(product.read) and not product.depthwise:
             forms.setdefault(form, product.node)
     return list(forms)

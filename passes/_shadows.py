@@ -333,7 +333,11 @@ class _Builder:
         for value in (value for graph in self.work.graphs() for value in _constants(graph)):
             name = value.name or ""
             array = constant_array(value)
-            if name in trained or name not in self.here or array is None or array.dtype != np.float32 or array.size < 2:
+            if name in trained or name not in self.here or array is None or array.size < 2:
+                continue
+            if str(array.dtype) in ("float16", "bfloat16"):
+                self.found.frozen.append(Skip(name, f"it is {array.dtype}; gradients are float32"))
+            if array.dtype != np.float32:
                 continue
             if value.is_graph_input() or value.is_graph_output():
                 continue

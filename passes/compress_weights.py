@@ -35,19 +35,19 @@ _LEAST_HALF = 2.0**-14
 
 @dataclass(frozen=True)
 class CompressWeights(Pass):
-    """MatMul, Gemm, Conv, ConvTranspose, recurrent and looked-up weights are stored as ``weights`` says and decoded in
+    """MatMul, Gemm, Conv, ConvTranspose, recurrent and looked-up weights are stored as ``format`` says and decoded in
     the graph; products, sums and activations stay in float.
 
-    ``block``: elements that share a scale, of the formats in blocks. ``rounding``: ``nearest``; ``fitted``, which
+    ``block``: elements that share a scale, of the formats in blocks. ``round_to``: ``nearest``; ``fitted``, which
     clips a block's largest weights where that leaves less error; ``data``, to what each layer's output asks for
     (needs calibration data); ``auto``: ``data`` where there is some, else ``fitted``. ``exclude`` and ``include``: node
     names, globs, ``re:`` expressions or operator types. ``assign``: ``WEIGHT=FORMAT`` for single weights, ``float``
     among the formats.
     """
 
-    weights: str = "int8"
+    format: str = "int8"
     block: int = 64
-    rounding: str = "auto"
+    round_to: str = "auto"
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     assign: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class CompressWeights(Pass):
     contract: ClassVar[Contract] = "approximate"
 
     def __post_init__(self) -> None:
-        for option, value, known in (("weights", self.weights, FORMATS), ("rounding", self.rounding, ROUNDINGS)):
+        for option, value, known in (("format", self.format, FORMATS), ("round-to", self.round_to, ROUNDINGS)):
             if value not in known:
                 hint = did_you_mean(str(value), known, f"one of {', '.join(known)}")
                 raise ValueError(f"{option} is '{value}'; {hint}")
@@ -74,16 +74,16 @@ class CompressWeights(Pass):
     @property
     def least_opset(self) -> int:
         """The first operator set that has what decodes these formats."""
-        used = {self.weights, *self.formats.values()} - {"float"}
-        if self.assign and self.weights not in self.formats.values():
-            used -= {self.weights}
+        used = {self.format, *self.formats.values()} - {"float"}
+        if self.assign and self.format not in self.formats.values():
+            used -= {self.format}
         return max((FORMATS[form].opset for form in used), default=1)
 
     def check(self, model: ir.Model) -> None:
         now = opset(model)
         if now < self.least_opset:
             raise PreconditionError(
-                f"{self.weights} weights need opset {self.least_opset} and the model has {now}; run upgrade-opset "
+                f"{self.format} weights need opset {self.least_opset} and the model has {now}; run upgrade-opset "
                 "first (graphopt compress does so by itself)"
             )
 
@@ -112,7 +112,7 @@ class CompressWeights(Pass):
         chosen: list[tuple[Weight, Layout]] = []
         for weight in weights:
             name = weight.value.name or "(unnamed)"
-            form = self.formats.get(name, "float" if self.assign else self.weights)
+            form = self.formats.get(name, "float" if self.assign else self.format)
             if form == "float":
                 result.skipped.append(Skip(name, "it was assigned to stay in float"))
                 continue
@@ -136,11 +136,11 @@ class CompressWeights(Pass):
 
     def _seen(self, model: ir.Model, chosen: list[tuple[Weight, Layout]], context: Context) -> dict[int, list[Seen]]:
         """What the layers that read each weight (by its id) read besides, where all of them can tell."""
-        if self.rounding not in ("auto", "data") or context.data is None or context.layer_inputs is None:
+        if self.round_to not in ("auto", "data") or context.data is None or context.layer_inputs is None:
             return {}
         forms: dict[int, list[Form]] = {}
         for weight, layout in chosen:
-            if layout.form.whole or layout.form.palette or (layout.form.bits == 8 and self.rounding == "auto"):
+            if layout.form.whole or layout.form.palette or (layout.form.bits == 8 and self.round_to == "auto"):
                 continue
             found = [form_of(use.node) for use in weight.uses if use.via is None]
             if len(found) == len(weight.uses) and all(f is not None and fits(f, layout) for f in found):
@@ -176,7 +176,7 @@ class CompressWeights(Pass):
         return stored, spills
 
     def _one(self, encoder: Encoder, weight: Weight, layout: Layout, seen: list[Seen]) -> Encoded:
-        fitted = self.rounding != "nearest" and layout.form.bits == 4
+        fitted = self.round_to != "nearest" and layout.form.bits == 4
         given = rounded_for_outputs(weight.tensor, layout, seen) if seen else None
         found = encoder.encode(weight.tensor, layout, fitted=fitted, given=given)
         found.refined = given is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -87,8 +88,9 @@ class Finetune(Pass):
 
     def taught_by(self, teacher: ir.Model) -> Finetune:
         """This pass with a teacher in memory instead of ``teacher``."""
-        object.__setattr__(self, "_teacher", teacher)
-        return self
+        made = dataclasses.replace(self)
+        object.__setattr__(made, "_teacher", teacher)
+        return made
 
     def check(self, model: ir.Model) -> None:
         if opset(model) < OLDEST:
@@ -106,7 +108,8 @@ class Finetune(Pass):
             result.skipped.append(Skip("(graph)", "there is nothing to train: no float or integer weight is left free"))
             return result
         objective = self._objective(model, teacher, context)
-        training, held = self._examples(model, teacher, objective, context)
+        fitted, kept, judging = _parts(context)
+        training, held = self._examples(model, teacher, objective, context, fitted, kept)
         steps = Steps(objective.attach(shadows.proto), shadows.variables, context.threads)
         _batches(training, held, steps, self.batch)
         schedule = Schedule(self.steps, self.lr, self.batch, self.optimizer, self.patience, context.seed)
@@ -120,7 +123,7 @@ class Finetune(Pass):
             return result
         after = clone(model)
         written = shadow(after, self.freeze, self.scales).write(trained.values)
-        verdict = self._judge(model, after, objective, teacher, context)
+        verdict = self._judge(model, after, objective, teacher, context, judging)
         result.metrics |= verdict
         low, was, now = verdict["judged_low"], verdict["judged_before"], verdict["judged_after"]
         if not low > 0:
@@ -149,12 +152,16 @@ class Finetune(Pass):
         return Objective(terms, pairs, self.temperature, {}, graphs)
 
     def _examples(
-        self, model: ir.Model, teacher: ir.Model, objective: Objective, context: Context
+        self,
+        model: ir.Model,
+        teacher: ir.Model,
+        objective: Objective,
+        context: Context,
+        fitted: Dataset,
+        kept: Dataset,
     ) -> tuple[Examples, Examples]:
         """(samples to train on, samples to stop on), with what the teacher says of each."""
-        assert context.data is not None
         inputs = interface(model)[0]
-        fitted, kept, _ = split(context.data, _HELD, context.seed, _LEAST)
         teach, classes = teaching(model, teacher, objective, context)
         total = len(fitted) + len(kept)
         done = 0
@@ -176,11 +183,15 @@ class Finetune(Pass):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _judge(
-        self, before: ir.Model, after: ir.Model, objective: Objective, teacher: ir.Model, context: Context
+        self,
+        before: ir.Model,
+        after: ir.Model,
+        objective: Objective,
+        teacher: ir.Model,
+        context: Context,
+        dataset: Dataset,
     ) -> dict[str, Any]:
         """The loss of both students, as they would be written, on samples that neither trained nor stopped it."""
-        dataset: Dataset | None = context.eval_data or context.data
-        assert dataset is not None
         inputs = interface(before)[0]
         teach, classes = teaching(before, teacher, objective, context)
         alone = Session(objective.alone(opset(before)), threads=1)
@@ -203,6 +214,25 @@ class Finetune(Pass):
             "judged_high": result.high,
             "judged_samples": result.samples,
         }
+
+
+def _parts(context: Context) -> tuple[Dataset, Dataset, Dataset]:
+    """(samples to train on, to stop on, to judge on), no sample in two of them.
+
+    Raises:
+        PreconditionError: there are too few.
+    """
+    data, judging = context.data, context.eval_data
+    assert data is not None
+    if len(data) < _LEAST:
+        raise PreconditionError(
+            f"finetune needs {_LEAST} samples or more, to train, stop and judge on different ones, and there are "
+            f"{len(data)}; give more --data"
+        )
+    if judging is None or judging is data:  # too few for the run to hold some back
+        data, judging, _ = split(data, _HELD, context.seed + 1, _LEAST)
+    fitted, kept, _ = split(data, _HELD, context.seed, least=2)
+    return fitted, kept, judging
 
 
 def _batches(training: Examples, held: Examples, steps: Steps, batch: int) -> None:

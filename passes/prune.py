@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_KEYS = {"macs": "macs", "size": "weight_bytes", "channels": "channels"}
+
+
 @dataclass(frozen=True)
 class Prune(Pass):
     """Remove the channels, attention heads and hidden units whose loss costs least, wherever they can be told apart.
@@ -88,6 +91,10 @@ class Prune(Pass):
             return result
         result.changes = _changes(channels, keep)
         result.metrics = totals(channels, keep)
+        reached = result.metrics[f"{_KEYS[self.of]}_left"]
+        if reached is not None and reached > self.left + 1e-9:
+            what = f"{100 * reached:.0f} % of the {self.of} are left, not {100 * self.left:.0f} %"
+            result.skipped.append(Skip("(graph)", f"{what}: no more can go in multiples of {self.multiple}"))
         original = clone(model)
         layers = plan_layers(model, channels, keep)
         Shrinker(model, channels, keep).run()
@@ -159,9 +166,11 @@ def totals(channels: Channels, keep: NDArray[np.bool_]) -> dict[str, Any]:
     macs, stored = ledger.total("macs"), ledger.total("bytes")
     ledger.take(ledger.lost([int(u) for u in (~keep).nonzero()[0]]))
     units = [int(u) for group in channels.groups for u in group.units]
+    free = sum(group.free for group in channels.groups)
     return {
         "macs_left": ledger.total("macs") / macs if macs else None,
         "weight_bytes_left": ledger.total("bytes") / stored if stored else None,
+        "channels_left": 1 - float((~keep).sum()) / free if free else None,
         "units_removed": int((~keep).sum()),
         "units": len(units),
         "groups": len(channels.groups),

@@ -13,9 +13,9 @@ from graphopt.budgets import current
 from graphopt.costing import check_runnable
 from graphopt.errors import ModelError, PreconditionError, RuntimeFailure
 from graphopt.graph import nodes
+from graphopt.isolation import in_child
 from graphopt.model import graphs, interface, is_external, load, replace, to_proto, weight_bytes
 from graphopt.passes._weights import add_constant_node
-from graphopt.session import in_child
 from graphopt.traversal import ir_graphs
 
 _CHILD = 4 << 30

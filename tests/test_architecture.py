@@ -27,7 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("graph", "storage", "references", "numbering", "common_inputs"),
     ("watching",),
     ("cost", "align", "tensors", "surgery", "exporters", "session", "target", "linear"),
-    ("package", "data", "difference", "weights", "channels", "concrete_shapes"),
+    ("isolation", "package", "data", "difference", "weights", "channels", "concrete_shapes"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "gram", "extraction", "divergence", "workload", "training"),
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),

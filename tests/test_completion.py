@@ -113,7 +113,8 @@ QUANTIZE = ("quantize", SHARED, "-o", "out.onnx", "--data", DATA / "shared.npz")
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
-        *(((verb[:-2] + verb[-1] + verb[-2], "x"), verb) for verb in VERBS if verb not in ("view", "diff")),
+        *(((verb[:-2] + verb[-1] + verb[-2], "x"), verb) for verb in VERBS if verb not in ("view", "diff", "compress")),
+        (("comprss", "x"), "compress"),
         (("veiw", "x"), "view"),
         (("dif", "x"), "diff"),
         (("--versoin",), "--version"),

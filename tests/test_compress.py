@@ -129,7 +129,7 @@ def test_gates_hold_it(workplace: Path) -> None:
 
 
 def test_it_is_a_pass_of_a_recipe(workplace: Path) -> None:
-    text = f'model = "{DIGITS}"\noutput = "o.onnx"\n\n[[pass]]\nuse = "compress-weights"\nweights = "int8"\n'
+    text = f'model = "{DIGITS}"\noutput = "o.onnx"\n\n[[pass]]\nuse = "compress-weights"\nformat = "int8"\n'
     Path("r.toml").write_text(text + 'exclude = ["/head/Gemm"]\n')
     ran = run_cli("run", "r.toml", "--time", "0", "--json")
     assert ran.code == 0, ran.err

@@ -210,6 +210,32 @@ def test_a_metric_that_does_not_rise_is_not_accepted(images: dict[str, Any]) -> 
         graphopt.finetune(student, teacher=small(), data=data, steps=20, time=0, metric="accuracy")
 
 
+def test_samples_of_many_lengths() -> None:
+    rng = np.random.default_rng(2)
+    samples = []
+    for length in [5, 6, 9, 12] * 6:
+        ids = rng.integers(1, 200, (1, length))
+        samples.append({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    student = load(MODELS / "encoder.onnx")
+    for value in student.graph.initializers.values():
+        array = constant_array(value)
+        if array is not None and array.dtype == np.float32 and array.ndim == 2:
+            value.const_value = ir.tensor((array * np.float32(0.8)).astype(np.float32), name=value.name)
+    result = graphopt.finetune(student, teacher=MODELS / "encoder.onnx", data=samples, steps=20, batch=4, time=0)
+    metrics = result.report["ledger"][-1]["metrics"]
+    assert metrics["samples_stacked"]
+    assert metrics["judged_after"] < 0.8 * metrics["judged_before"]
+
+
+def test_few_samples_still_train_stop_and_judge_apart(images: dict[str, Any]) -> None:
+    few = {"image": images["image"][:12]}
+    result = graphopt.finetune(small(scale=0.2), teacher=small(), data=few, steps=20, lr=1e-2, time=0)
+    m = result.report["ledger"][-1]["metrics"]
+    assert (m["samples_trained"], m["samples_held_out"], m["judged_samples"]) == (8, 2, 2)
+    with pytest.raises(PreconditionError, match="finetune needs 10 samples or more"):
+        graphopt.finetune(small(), teacher=small(), data={"image": images["image"][:9]}, time=0)
+
+
 def test_frozen_weights_stay(images: dict[str, Any]) -> None:
     student = small(scale=0.2)
     result = graphopt.finetune(student, teacher=small(), data=images, steps=20, time=0, lr=1e-2, freeze=["Conv"])

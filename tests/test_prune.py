@@ -220,3 +220,18 @@ def test_data_of_the_fixtures() -> None:
     result = graphopt.prune(MODELS / "lstm.onnx", data=DATA / "lstm.npz", macs=0.7, multiple=4, time=0)
     attributes = {a.name: a for n in result.model.graph.node if n.op_type == "LSTM" for a in n.attribute}
     assert attributes["hidden_size"].i < 24
+
+
+def test_what_cannot_be_reached_is_said() -> None:
+    report = graphopt.prune(
+        DIGITS,
+        macs=0.3,
+        include=["/down/conv/Conv", "/conv/Conv"],
+        importance="l2",
+        repair="none",
+        allow_slower=True,
+        time=0,
+    ).report
+    entry = report["ledger"][-1]
+    assert entry["metrics"]["macs_left"] > 0.8
+    assert any("are left, not 30 %" in skip["reason"] for skip in entry["skipped"])

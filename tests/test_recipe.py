@@ -20,18 +20,29 @@ from graphopt.foreign import ForeignPass, foreign
 from graphopt.observers import OBSERVERS
 from graphopt.recipe import Recipe, parse, read, write
 
-CHOICES: dict[str, list[str]] = {
+CHOICES: dict[str, list[Any]] = {
     "observer": [o for o in OBSERVERS if o != "mse"],
     "weights": ["s8", "s7", "u8"],
     "of": ["macs", "size", "channels"],
     "importance": ["loss", "l2", "l1"],
+    "optimizer": ["sgd"],
+    "scales": ["none", "all"],
+    "loss": ["kl", "mse:0.5", "cross-entropy", "own.onnx:2"],
+    "match": ["a=b", "c=d=e"],
     "repair": ["auto", "asymmetric", "symmetric", "moments", "none"],
+    "format": ["uint4", "fp16", "palette8"],
+    "round_to": ["nearest", "fitted", "data"],
+    "block": [16, 32, 128, 256],
+    "assign": [("embedding=int8",), ("w=uint4", "a=b=float")],
 }
 BOUNDS: dict[str, tuple[float, float]] = {
     "percentile": (50.5, 100.0),
     "to": (1, 30),
     "left": (0.01, 0.99),
     "multiple": (1, 64),
+    "steps": (1, 10**6),
+    "batch": (1, 512),
+    "patience": (1, 99),
 }
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
@@ -42,7 +53,7 @@ def surgery(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def values(name: str, hint: Any) -> st.SearchStrategy[Any]:
     """Values of an option, as its annotation and what we know of it allow."""
-    if name in CHOICES:
+    if name in CHOICES and typing.get_origin(hint) is not tuple:
         return st.sampled_from(CHOICES[name])
     if hint is bool:
         return st.booleans()
@@ -55,7 +66,7 @@ def values(name: str, hint: Any) -> st.SearchStrategy[Any]:
     if hint is str:
         return TEXT
     if typing.get_origin(hint) is tuple:
-        return st.lists(values("", typing.get_args(hint)[0]), max_size=3).map(tuple)
+        return st.lists(values(name, typing.get_args(hint)[0]), max_size=3).map(tuple)
     raise AssertionError(f"no strategy for {name}: {hint}; add one here")
 
 
@@ -116,11 +127,14 @@ def test_every_pass_with_every_option_set(name: str) -> None:
         hint = hints[field.name]
         default = field.default
         if field.name in CHOICES:
-            other[field.name] = CHOICES[field.name][0]
+            first = CHOICES[field.name][0]
+            other[field.name] = (first,) if typing.get_origin(hint) is tuple else first
         elif hint is bool:
             other[field.name] = not default
         elif hint in (int, float):
             other[field.name] = hint(default - 1) if default >= 1 else hint(default / 2)
+        elif field.name in ("teacher", "checkpoint", "resume"):
+            other[field.name] = "a file"
         elif typing.get_origin(hint) is tuple:
             other[field.name] = ("re:^a.*\\d$", 'quote " and ö 漢')
         else:

@@ -17,8 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import InputError, RuntimeFailure
+from graphopt.isolation import in_child
 from graphopt.model import load
-from graphopt.session import Session, in_child, one_line, tap_chunks
+from graphopt.session import Session, one_line, tap_chunks
 from graphopt.timing import time_models
 
 

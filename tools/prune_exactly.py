@@ -103,15 +103,6 @@ def _weights(product: Any) -> list[tuple[int, int]]:
     return [(1, 2), (2, 2)]
 
 
-def _ends(channels: Channels, product: Any) -> bool:
-    return not (product.node.op_type.startswith("Conv") and set(product.read.tolist()) <= set(product.made.tolist()))
-
-
-def _depthwise(product: Any) -> bool:
-    group = int(attribute(product.node, "group", 1))
-    return product.node.op_type.startswith("Conv") and group > 1 and group == len(product.read)
-
-
 def _read_without_weights(channels: Channels) -> set[int]:
     found: set[int] = set()
     multiplied = {product.node for product in channels.products}
@@ -131,7 +122,7 @@ def _read_without_weights(channels: Channels) -> set[int]:
 def _silence(channels: Channels, keep: np.ndarray) -> None:
     """The slices that read what goes become zero."""
     for product in channels.products:
-        if _depthwise(product):
+        if product.depthwise:
             continue
         for index, axis in _weights(product):
             value = product.node.inputs[index]

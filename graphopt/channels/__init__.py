@@ -173,8 +173,7 @@ def _groups(found: Channels) -> list[Group]:
     for product in found.products:
         units = np.unique(found.units_of(product.made))
         units = units[units >= 0]
-        read = found.units_of(product.read)
-        if not len(units) or (len(read) and set(units) == set(read[read >= 0])):
+        if not len(units) or product.depthwise:
             continue
         makers.setdefault(int(units[0]), []).append(product.node)
         nx.add_path(graph, units.tolist())

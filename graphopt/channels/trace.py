@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.channels.atoms import Atoms, live
-from graphopt.graph import STANDARD_DOMAINS, bodies, constant, constant_array, label
+from graphopt.graph import STANDARD_DOMAINS, attribute, bodies, constant, constant_array, label
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,6 +37,12 @@ class Product:
     terms: tuple[tuple[float, tuple[Vector, ...]], ...]
     read: Vector
     made: Vector
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether it is a convolution of one channel a group: it makes what it reads, and ends nothing."""
+        group = int(attribute(self.node, "group", 1)) if self.node.op_type.startswith("Conv") else 1
+        return group > 1 and group == len(self.read)
 
 
 @dataclass

@@ -32,7 +32,7 @@ from graphopt.cli import _complete, _options
     metavar="L",
     help="auto, kl, mse, cross-entropy (labels) or loss.onnx, each with a weight: kl:0.5 (repeatable, default auto).",
 )
-@click.option("--temperature", type=float, metavar="T", help="Of kl (default 2).")
+@click.option("--temperature", type=float, metavar="DEGREES", help="Of kl (default 2).")
 @click.option(
     "--match", multiple=True, metavar="S=T", help="Bring these values of student and teacher together (repeatable)."
 )

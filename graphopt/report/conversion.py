@@ -17,7 +17,7 @@ def print_conversion(report: dict[str, Any], *, stream: IO[str] | None = None) -
     target = output["path"]
     to = "nothing was written" if report["exit_code"] else "stdout" if target == "-" else target or "(model)"
     with _page(stream) as page:
-        page.lines([f"{report['input']['path']} -> {to}"])
+        page.lines([f"{report['input']['path'] or '(model)'} -> {to}"])
         page.lines(
             [
                 dim(f"{source['title']}, {source['framework']}, {source['converter']}, {seconds(source['seconds'])}"),

@@ -23,6 +23,7 @@ def summary(entry: dict[str, Any]) -> Iterator[Text]:
         f"{_percent(m['macs_left'])} of the MACs and {_percent(m['weight_bytes_left'])} of the weights are left"
     )
     yield line
+    yield from (Text(s["reason"], style="yellow") for s in entry["skipped"] if s["site"] == "(graph)")
     if m.get("layer_error"):
         before, after = m["layer_error"]
         yield Text(

@@ -112,7 +112,7 @@ def _damages(model: ir.Model, step: CompressWeights, context: Context, names: Se
     for index, name in enumerate(names):
         context.progress(index, len(names), "compressing one weight at a time")
         one = clone(model)
-        alone = replace(step, assign=(f"{name}={LADDER[-1]}",), rounding="fitted")
+        alone = replace(step, assign=(f"{name}={LADDER[-1]}",), round_to="fitted")
         if alone.run(one, replace(context, data=None, progress=lambda *_: None)).changes:
             found[name] = damage_of(Session(one, threads=context.threads), judged, expected)[0]
     return found

@@ -8,6 +8,8 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from conftest import ROOT, run_cli
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-from sources import ENVIRONMENTS, SOURCES, Made, interpreter, make, shaped, write_data
+from sources import SOURCES, Made, interpreter, make, shaped, write_data
 
 COOKBOOK = sorted((ROOT / "docs" / "cookbook").glob("*.md"))
 HEAD = re.compile(r"<!-- environment: (\w+); files: (.*?) -->")
@@ -31,22 +33,25 @@ def python(environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder per environment that is there, with its sources and the data."""
-    folders = {}
-    for environment in ENVIRONMENTS:
-        if interpreter(environment) is not None:
-            folders[environment] = tmp_path_factory.mktemp(environment)
-            write_data(folders[environment])
-            make(environment, folders[environment])
-    return folders
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an environment, with its sources and the data; made when it is first asked for."""
+
+    @cache
+    def folder(environment: str) -> Path:
+        python(environment)
+        found = tmp_path_factory.mktemp(environment)
+        write_data(found)
+        make(environment, found)
+        return found
+
+    return folder
 
 
 @pytest.mark.framework
 @pytest.mark.parametrize("made", SOURCES, ids=lambda m: m.source)
-def test_converts_and_knows_the_digits(made: Made, sources: dict[str, Path], workplace: Path) -> None:
+def test_converts_and_knows_the_digits(made: Made, sources: Callable[[str], Path], workplace: Path) -> None:
     interpreter_path = python(made.environment)
-    folder = sources[made.environment]
+    folder = sources(made.environment)
     ran = run_cli("convert", folder / made.source, "-o", "m.onnx", "--python", interpreter_path, *made.options)
     assert ran.code == 0, ran.err
     test = np.load(folder / "test.npz")
@@ -74,9 +79,9 @@ def test_hostile_pickles_run_nothing(workplace: Path) -> None:
 
 
 @pytest.mark.framework
-def test_a_saved_model_with_a_custom_operator(sources: dict[str, Path], workplace: Path) -> None:
+def test_a_saved_model_with_a_custom_operator(sources: Callable[[str], Path], workplace: Path) -> None:
     interpreter_path = python("tensorflow")
-    shutil.copytree(sources["tensorflow"] / "saved", "saved")
+    shutil.copytree(sources("tensorflow") / "saved", "saved")
     path = Path("saved/saved_model.pb")
     path.write_bytes(path.read_bytes().replace(b"Conv2D", b"EvilOp"))
     ran = run_cli("convert", "saved", "-o", "m.onnx", "--python", interpreter_path)
@@ -87,13 +92,13 @@ def test_a_saved_model_with_a_custom_operator(sources: dict[str, Path], workplac
 
 @pytest.mark.framework
 @pytest.mark.parametrize("page", [p for p in COOKBOOK if HEAD.search(p.read_text("utf-8"))], ids=lambda p: p.stem)
-def test_cookbook(page: Path, sources: dict[str, Path], workplace: Path) -> None:
+def test_cookbook(page: Path, sources: Callable[[str], Path], workplace: Path) -> None:
     text = page.read_text("utf-8")
     head = HEAD.search(text)
     assert head is not None
     interpreter_path = python(head[1])
     for name in head[2].split(", "):
-        given = sources[head[1]] / name
+        given = sources(head[1]) / name
         (shutil.copytree if given.is_dir() else shutil.copy)(given, name)
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
     assert lines

@@ -195,7 +195,7 @@ def feeds(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_shrinks_every_weight_and_keeps_its_numbers(form: str, case: str) -> None:
     proto = CASES[case]()
-    made, entry = apply(proto, CompressWeights(weights=form, block=32))
+    made, entry = apply(proto, CompressWeights(format=form, block=32))
     # A branch's decoding nodes take some of what such small weights give.
     assert size(made) < size(proto) * {16: 0.75, 8: 0.6, 4: 0.5}[FORMATS[form].bits], entry.skipped
     given = feeds(proto)
@@ -211,7 +211,7 @@ def test_every_format_shrinks_every_weight_and_keeps_its_numbers(form: str, case
 @pytest.mark.parametrize("form", ["int8", "int8-block", "int4", "uint4"])
 @pytest.mark.parametrize("case", ["matmul", "gemm", "gemm-transposed", "behind-transpose", "constant-node"])
 def test_products_are_computed_from_the_integers(form: str, case: str, tmp_path: Any) -> None:
-    made, entry = apply(CASES[case](), CompressWeights(weights=form, block=32))
+    made, entry = apply(CASES[case](), CompressWeights(format=form, block=32))
     assert entry.metrics["bytes_multiplied_packed"] == entry.metrics["bytes_before"]
     kinds = ops(optimized(made, tmp_path))
     if not case.startswith("gemm"):  # alpha keeps a Gemm from that kernel
@@ -222,7 +222,7 @@ def test_products_are_computed_from_the_integers(form: str, case: str, tmp_path:
 def test_lookups_pick_rows_of_integers() -> None:
     proto = embedding()
     for form in ("int8", "uint4", "int4", "fp16", "palette4"):
-        made, entry = apply(proto, CompressWeights(weights=form, block=32))
+        made, entry = apply(proto, CompressWeights(format=form, block=32))
         assert entry.metrics["bytes_decoded_on_lookup"] == 80 * 64 * 4
         ids = np.zeros((0, 3), np.int64)
         assert next(iter(run(made, {"ids": ids}).values())).shape == (0, 3, 64)
@@ -231,7 +231,7 @@ def test_lookups_pick_rows_of_integers() -> None:
 
 def test_convolutions_are_decoded_when_the_model_is_loaded(tmp_path: Any) -> None:
     for form in FORMATS:
-        made, entry = apply(conv(), CompressWeights(weights=form))
+        made, entry = apply(conv(), CompressWeights(format=form))
         assert entry.metrics["bytes_decoded_at_load"] == entry.metrics["bytes_before"]
         assert set(ops(optimized(made, tmp_path))) <= {"Conv", "ReorderInput", "ReorderOutput"}, form
 
@@ -246,12 +246,12 @@ def test_weights_of_other_float_types(kind: Any, opset: int) -> None:
     )  # fmt: skip
     given = {"x": RNG.normal(size=(3, 96)).astype(kind)}
     for form in ("int8", *(("uint4", "int4") if opset == 21 else ())):
-        made, _ = apply(proto, CompressWeights(weights=form))
+        made, _ = apply(proto, CompressWeights(format=form))
         assert made.graph.output[0].type.tensor_type.elem_type == code
         wanted, found = run(proto, given)["y"], run(made, given)["y"]
         assert found.dtype == wanted.dtype
         assert sqnr(wanted, found) > LEAST_DB[form] - 3
-    _, entry = apply(proto, CompressWeights(weights="fp16"))
+    _, entry = apply(proto, CompressWeights(format="fp16"))
     if kind is np.float16:
         assert "16 bits already" in reasons(entry)["w"]
 
@@ -263,18 +263,18 @@ def test_what_stays_is_told_with_the_reason() -> None:
         node("Add", ["b", "table"], "c"), node("MatMul", ["v", "c"], "y"),
     ]  # fmt: skip
     proto = build(nodes, {"x": [64, 64]}, ["y"], arrays, opset=21, ir_version=10)
-    made, entry = apply(proto, CompressWeights(weights="fp16"))
+    made, entry = apply(proto, CompressWeights(format="fp16"))
     told = reasons(entry)
     assert "65,504" in told["big"]
     assert "read by Add" in told["table"]
     assert "fewer than 1,024" in told["(small)"]
     assert initializers(made).keys() >= {"big", "table", "v"}
-    _, entry = apply(proto, CompressWeights(weights="int8", exclude=("n_a",)))
+    _, entry = apply(proto, CompressWeights(format="int8", exclude=("n_a",)))
     assert "excluded" in reasons(entry)["w"]
-    _, entry = apply(proto, CompressWeights(weights="int8", include=("n_a",)))
+    _, entry = apply(proto, CompressWeights(format="int8", include=("n_a",)))
     assert [c.site for c in entry.changes] == ["w"]
     proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((64, 64), np.inf, np.float32), "w"))
-    _, entry = apply(proto, CompressWeights(weights="int8"))
+    _, entry = apply(proto, CompressWeights(format="int8"))
     assert "infinite" in reasons(entry)["w"]
 
 
@@ -292,7 +292,7 @@ def test_single_weights_can_have_a_format_of_their_own() -> None:
 def test_an_opset_that_is_too_old_is_refused() -> None:
     proto = build([node("MatMul", ["x", "w"], "y")], {"x": ["b", 96]}, ["y"], {"w": weights(96, 64)}, opset=17)
     with pytest.raises(PreconditionError, match="need opset 21 and the model has 17; run upgrade-opset"):
-        apply(proto, CompressWeights(weights="int4"))
+        apply(proto, CompressWeights(format="int4"))
 
 
 def test_zero_and_tiny_weights_come_back() -> None:
@@ -302,7 +302,7 @@ def test_zero_and_tiny_weights_come_back() -> None:
     proto = build([node("MatMul", ["x", "w"], "y")], {"x": ["b", 96]}, ["y"], {"w": array}, opset=21, ir_version=10)
     given = {"x": RNG.normal(size=(3, 96)).astype(np.float32)}
     for form in ("int8", "int4", "uint4", "palette8"):
-        made, _ = apply(proto, CompressWeights(weights=form, block=32))
+        made, _ = apply(proto, CompressWeights(format=form, block=32))
         found = run(made, given)["y"]
         assert np.abs(found[:, 3]).max() == 0
         assert sqnr(run(proto, given)["y"], found) > LEAST_DB[form] - 3
@@ -310,7 +310,7 @@ def test_zero_and_tiny_weights_come_back() -> None:
     small = conv()
     tensor = small.graph.initializer[0]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e-12), "w"))
-    made, _ = apply(small, CompressWeights(weights="uint4"))
+    made, _ = apply(small, CompressWeights(format="uint4"))
     given = feeds(small)
     assert sqnr(run(small, given)["y"], run(made, given)["y"]) > LEAST_DB["uint4"] - 3
 
@@ -327,7 +327,7 @@ def test_a_runtime_that_computes_a_block_size_wrong_is_noticed(monkeypatch: pyte
     monkeypatch.setattr(Session, "run", lambda *a, **k: {n: v * 0 for n, v in real(*a, **k).items()})
     undecodable.cache_clear()
     with pytest.raises(PreconditionError, match="does not compute int4 weights in blocks of 64 right here"):
-        apply(matmul(), CompressWeights(weights="int4"))
+        apply(matmul(), CompressWeights(format="int4"))
     undecodable.cache_clear()
 
 
@@ -361,13 +361,13 @@ def test_packing_and_blocks() -> None:
 
 def test_the_same_twice() -> None:
     proto = conv()
-    first, _ = apply(proto, CompressWeights(weights="palette4"))
+    first, _ = apply(proto, CompressWeights(format="palette4"))
     second, _ = (
-        apply(proto, CompressWeights(weights="palette4"), threads=2)
+        apply(proto, CompressWeights(format="palette4"), threads=2)
         if False
-        else apply(proto, CompressWeights(weights="palette4"))
+        else apply(proto, CompressWeights(format="palette4"))
     )
     assert first.SerializeToString() == second.SerializeToString()
-    again, entry = apply(first, CompressWeights(weights="palette4"))
+    again, entry = apply(first, CompressWeights(format="palette4"))
     assert entry.status == "unchanged"
     assert again.SerializeToString() == first.SerializeToString()

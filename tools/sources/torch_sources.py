@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
         num_channels=1, num_labels=10,
     )  # fmt: skip
     vit = transformers.ViTForImageClassification(config)
-    train(vit, images, labels, lambda made: made.logits, rounds=40)
+    train(vit, images, labels, lambda made: made.logits, rounds=200)
     vit.save_pretrained(folder / "vit")
 
 

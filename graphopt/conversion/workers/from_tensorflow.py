@@ -129,7 +129,11 @@ def _saved_model(job: Job) -> None:
     import tensorflow as tf
     from tf2onnx import tf_loader
 
-    loaded = tf.saved_model.load(str(job.source))
+    try:
+        loaded = tf.saved_model.load(str(job.source))
+    except AttributeError:  # an optimizer of Keras 2 in it, which Keras 3 has not
+        _old_saved_model(job)
+        return
     signatures = getattr(loaded, "signatures", {})
     if not signatures:
         raise job.Refused(
@@ -151,6 +155,30 @@ def _saved_model(job: Job) -> None:
     for values in _rounds(job, specs):
         made = function(**{key: tf.constant(value) for key, value in zip(order[0], values, strict=True)})
         job.sample(values, [made[key].numpy() for key in order[1]])
+
+
+def _old_saved_model(job: Job) -> None:
+    """Through TensorFlow 1's loader, which restores the graph and its variables and no Python objects."""
+    import tensorflow as tf
+    from tf2onnx import tf_loader
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        signatures = v1.saved_model.load(session, ["serve"], str(job.source)).signature_def
+        signature = signatures["serving_default" if "serving_default" in signatures else next(iter(signatures))]
+        inputs = {tensor.name: key for key, tensor in signature.inputs.items()}
+        outputs = {tensor.name: key for key, tensor in signature.outputs.items()}
+        operators = sorted({name.split(":")[0] for name in outputs})
+        frozen = v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), operators)
+        frozen = tf_loader.tf_optimize(list(inputs), list(outputs), frozen)
+        _export(job, frozen, list(inputs), list(outputs), {**inputs, **outputs})
+        order = job.names()
+        by_key = {key: graph.get_tensor_by_name(name) for name, key in (*inputs.items(), *outputs.items())}
+        specs = [(key, by_key[key].dtype.as_numpy_dtype, _dims(by_key[key])) for key in order[0]]
+        for values in _rounds(job, specs):
+            feeds = {by_key[key]: value for key, value in zip(order[0], values, strict=True)}
+            job.sample(values, session.run([by_key[key] for key in order[1]], feeds))
+    job.notes.append("loaded by TensorFlow 1's loader: its objects are Keras 2's")
 
 
 def _dims(tensor: Any) -> Any:
@@ -250,10 +278,17 @@ def _tflite(job: Job) -> None:
     specs = [(d["name"], d["dtype"], [int(size) for size in d["shape"]]) for d in takes]
     if any(d["quantization_parameters"]["scales"].size for d in takes + gives):
         job.notes.append("integers in and out: an output may be a step away where the framework rounds differently")
-    for values in _rounds(job, specs):
+    rounds = _rounds(job, specs)
+    if job.data is None and job.free_batch():
+        rounds.append([job.drawn(v.dtype, (3, *v.shape[1:]), high=8) for v in rounds[-1]])
+    for values in rounds:
         values = [_bytes(job, v, d) for v, d in zip(values, takes, strict=True)]
-        if [list(v.shape) for v in values] != [list(d["shape"]) for d in takes]:
-            break  # only at its own size
+        try:
+            for detail, value in zip(takes, values, strict=True):
+                interpreter.resize_tensor_input(detail["index"], value.shape)
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError):
+            break  # it runs at its own size only
         for detail, value in zip(takes, values, strict=True):
             interpreter.set_tensor(detail["index"], value)
         interpreter.invoke()
