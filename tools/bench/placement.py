@@ -43,7 +43,6 @@ from graphopt.search.limits import Limit, limit_of
 from graphopt.search.measured import Search
 from graphopt.search.placement import Prices, Unit, cut, price
 from graphopt.search.racing import race
-from graphopt.search.sensitivity import CachedSweep
 from graphopt.session import Session
 
 if TYPE_CHECKING:
@@ -111,19 +110,18 @@ def measured(name: str, metric: str, max_drop: str, seconds: float) -> dict[str,
     context = make_context(original, options, {"notes": []})
     judged_by = load_metric(f"{ROOT / 'tools/realdata/metrics.py'}:{metric}")
     exact = PassManager(prepare(original, "ort-cpu", calibrated=True), verify="off").run(original, context).model
-    once = CachedSweep(context).shared()
     step, feeds = QuantizeStatic(), timed_feeds(original, context)
     limit = limit_of(original, context, gates, judged_by)
     rules = clone(exact)
-    step.run(rules, once)
-    search = Search(original, exact, rules, step, once, feeds, limit, seconds)
+    step.run(rules, context)
+    search = Search(original, exact, rules, step, context, feeds, limit, seconds)
     found = search.run()  # fills the table, as the verb does
     prices = search.pricing(given=False).prices()
     models: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     for way, decide in WAYS.items():
         floats = decide(search.units, prices)
-        models[way], back = built(exact, step, once, floats, limit)
+        models[way], back = built(exact, step, context, floats, limit)
         rows[way] = {"in_float": len(floats), "predicted_us": price(search.units, prices, floats) / 1e3, "back": back}
     floats = found.chosen.floats
     models["graphopt"] = found.chosen.model
