@@ -314,7 +314,7 @@ def _streamed(model: ir.Model, source: ModelLike, step: Pass, options: Options, 
     report["notes"] += [*_told(report), f"neither model was run: {why}; each weight was compared with itself: {told}"]
     hold(verdict, result, report, strict=options.strict)
     _smaller(report)
-    return Result(result.model, report, model)
+    return Result(result.model, report, model, pipeline, options)
 
 
 def _smaller(report: dict[str, Any]) -> None:

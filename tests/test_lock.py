@@ -209,6 +209,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "slower": (["run", "--locked", "graphopt.lock", "--allow-slower"], "leave it out"),
     "nowhere": ([*QUANTIZE, "--lock", "no/graphopt.lock"], "does not exist"),
     "itself": ([*QUANTIZE, "--lock", "./q.onnx"], "is the output itself"),
+    "dry-run": ([*QUANTIZE, "--dry-run", "--lock", "graphopt.lock"], "leave --lock out"),
+    "package": (["compress", "digits.onnx", "-o", "p", "--package", "--lock", "graphopt.lock"], "not a package"),
     "stdout": (["optimize", "digits.onnx", "-o", "-", "--lock", "graphopt.lock"], "write it to a file"),
 }
 
@@ -251,6 +253,23 @@ def test_every_difference_is_told(locked: bytes) -> None:
     report["machine"]["cpu"] = "another"
     told = locking.differences(held, report)
     assert [text.split(" is ")[0] for text in told] == ["onnx", "cpu"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compress", "digits.onnx", "--weights", "int8"],
+        ["compress", "digits.onnx", "--weights", "int8", "--memory", "100kB"],
+        ["prune", "digits.onnx", "--macs", "0.7", "--data", "calibration.npz"],
+    ],
+    ids=["compress", "compress-in-parts", "prune"],
+)
+def test_other_verbs_that_make_a_model(command: list[str], digits: Path) -> None:
+    ran = run_cli(*command, "-o", "q.onnx", "--time", "0", "--verify", "off", "--lock", "graphopt.lock")
+    assert ran.code == 0, ran.err
+    first = Path("q.onnx").read_bytes()
+    Path("q.onnx").unlink()
+    assert again() == first
 
 
 def test_dynamic_needs_no_data(workplace: Path) -> None:

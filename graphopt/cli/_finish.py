@@ -80,6 +80,15 @@ def _lock_path(destination: str) -> str | None:
     return lock
 
 
+def refuse_lock(why: str) -> None:
+    """Where there is nothing to lock, say so instead of leaving the lock out in silence."""
+    from graphopt.cli._options import LOCK
+    from graphopt.errors import InputError
+
+    if click.get_current_context().meta.get(LOCK) is not None:
+        raise InputError(why)
+
+
 def refuse_page(why: str) -> None:
     """Where there is nothing for ``--report`` to show, say so instead of leaving the page out in silence."""
     from graphopt.cli._options import PAGE

@@ -181,6 +181,9 @@ lock = click.option(
 )
 """Of a verb that makes a model; ``_finish.make`` writes it."""
 
+unlocked = _stack(section("Output"), report, junit, _quiet, _markdown, *_shown)
+"""Of a verb that makes a file that no lock tells of: another framework's model is its input or its output."""
+
 result = _stack(section("Output"), lock, report, junit, _quiet, _markdown, *_shown)
 """Of a verb that makes a model."""
 

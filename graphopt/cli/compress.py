@@ -70,7 +70,7 @@ def command(model: str, destination: str | None, output: str | None, block: str,
     the report says which weights only got smaller in the file. Where nothing shrinks, nothing is written (exit 3).
     """
     from graphopt import api
-    from graphopt.cli._finish import make
+    from graphopt.cli._finish import make, refuse_lock
     from graphopt.cli.optimize import where
     from graphopt.errors import InputError
 
@@ -79,4 +79,6 @@ def command(model: str, destination: str | None, output: str | None, block: str,
     target = where(output, destination)
     if values.get("package") and target == "-":
         raise InputError("a package is a file; name one with -o")
+    if values.get("package"):
+        refuse_lock("--lock tells how a model was made, not a package; lock the model, or leave one out")
     make(partial(api.compress, model, block=int(block), **options), target, **shown)

@@ -53,7 +53,7 @@ from graphopt.cli import _complete, _options
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="How many inputs to compare on (default 4).")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For random inputs (default 0).")
 @click.option("--timeout", type=click.FloatRange(min=1), metavar="S", help="Most seconds for the converter.")
-@_options.result
+@_options.unlocked
 def command(
     source: str, output: str, external: bool | None, as_json: bool, verbose: bool, quiet: bool, **values: Any
 ) -> None:

@@ -71,13 +71,14 @@ def command(model: str, destination: str | None, output: str | None, dry_run: bo
     allow.
     """
     from graphopt import pruned
-    from graphopt.cli._finish import make, refuse_page
+    from graphopt.cli._finish import make, refuse_lock, refuse_page
     from graphopt.cli.optimize import where
 
     shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
     options = _options.api_options(values)
     if dry_run:
         refuse_page("--dry-run makes no report; leave --report out")
+        refuse_lock("--dry-run makes no model; leave --lock out")
         options.pop("allow_slower", None)
         _plan(model, options, shown)
         return

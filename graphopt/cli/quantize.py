@@ -89,7 +89,7 @@ def command(
     --min-sqnr ships less).
     """
     from graphopt import api
-    from graphopt.cli._finish import make, refuse_page
+    from graphopt.cli._finish import make, refuse_lock, refuse_page
     from graphopt.cli.optimize import where
 
     shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
@@ -100,6 +100,7 @@ def command(
         options["exclude"] = [*options.get("exclude", ()), *excluded_layers(exclude_from)]
     if dry_run:
         refuse_page("--dry-run makes no report; leave --report out")
+        refuse_lock("--dry-run makes no model; leave --lock out")
         for key in ("allow_slower", "placement", "cost_table", "objective"):  # a plan measures nothing
             options.pop(key, None)
         _plan(model, options, shown)

@@ -38,11 +38,11 @@ from graphopt.model import clone, load
 from graphopt.passes.quantize_static import QuantizeStatic
 from graphopt.pipeline import Options, make_context
 from graphopt.presets import prepare
-from graphopt.search.budget import Holds, budget, quantize_without, within_budget, without
+from graphopt.search.budget import quantize_without, within_budget, without
+from graphopt.search.limits import Limit, limit_of
 from graphopt.search.measured import Search
 from graphopt.search.placement import Prices, Unit, cut, price
 from graphopt.search.racing import race
-from graphopt.search.sensitivity import CachedSweep
 from graphopt.session import Session
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ WAYS: dict[str, Callable[[list[Unit], Prices], Placement]] = {
 }
 
 
-def built(exact: ir.Model, step: QuantizeStatic, context: Context, floats: Placement, holds: Holds | None) -> Any:
+def built(exact: ir.Model, step: QuantizeStatic, context: Context, floats: Placement, limit: Limit | None) -> Any:
     """(model, layers that went back to float for the budget); (None, 0) where nothing keeps to it."""
     model = clone(exact)
     if not quantize_without(model, step, context, sorted(floats)).changes:
         return exact, 0  # all of it is float: that is a placement too
-    if holds is None or holds(model):
+    if limit is None or limit(model):
         return model, 0
-    kept = within_budget(exact, without(step, sorted(floats)), context, holds)
+    kept = within_budget(exact, without(step, sorted(floats)), context, limit)
     return (kept.model, len(kept.excluded)) if kept.model is not None else (None, 0)
 
 
@@ -110,19 +110,18 @@ def measured(name: str, metric: str, max_drop: str, seconds: float) -> dict[str,
     context = make_context(original, options, {"notes": []})
     judged_by = load_metric(f"{ROOT / 'tools/realdata/metrics.py'}:{metric}")
     exact = PassManager(prepare(original, "ort-cpu", calibrated=True), verify="off").run(original, context).model
-    once = CachedSweep(context).shared()
     step, feeds = QuantizeStatic(), timed_feeds(original, context)
-    holds, _ = budget(original, context, gates, judged_by)
+    limit = limit_of(original, context, gates, judged_by)
     rules = clone(exact)
-    step.run(rules, once)
-    search = Search(original, exact, rules, step, once, feeds, holds, seconds)
+    step.run(rules, context)
+    search = Search(original, exact, rules, step, context, feeds, limit, seconds)
     found = search.run()  # fills the table, as the verb does
     prices = search.pricing(given=False).prices()
     models: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     for way, decide in WAYS.items():
         floats = decide(search.units, prices)
-        models[way], back = built(exact, step, once, floats, holds)
+        models[way], back = built(exact, step, context, floats, limit)
         rows[way] = {"in_float": len(floats), "predicted_us": price(search.units, prices, floats) / 1e3, "back": back}
     floats = found.chosen.floats
     models["graphopt"] = found.chosen.model
