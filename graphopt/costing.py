@@ -71,6 +71,7 @@ def estimate(proto: onnx.ModelProto) -> Estimate:
     """The least that one run takes."""
     bare, held = _bare(proto)
     types, unknown = _types(bare)
+    kept = list(graphs(bare))  # held, so that the same body is the same object
     loops = _Loops(types)
     loops.walk(bare.graph, 1, {})
     allowed = budgets.current()
@@ -82,7 +83,7 @@ def estimate(proto: onnx.ModelProto) -> Estimate:
         return Estimate(problem)
     inputs = sum(_bytes(types[0].get(v.name)) for v in bare.graph.input)
     room = allowed.allowed(held + inputs)
-    size, where = _most(bare, types, loops.trips)
+    size, where = _most(kept, types, loops.trips)
     if size > room:
         problem = (
             f"running the model would take at least {_human(size)} ({where}), more than the {_human(room)} allowed to "
@@ -215,13 +216,12 @@ def _numbers(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
                     yield node.output[0], int(numpy_helper.to_array(attribute.t).reshape(-1)[0])
 
 
-def _most(bare: onnx.ModelProto, types: list[Types], trips: Mapping[int, int]) -> tuple[int, str]:
+def _most(found: list[onnx.GraphProto], types: list[Types], trips: Mapping[int, int]) -> tuple[int, str]:
     """The most bytes that values take at once, and the node that makes the largest of them.
 
     What only constants go into is counted as if it stayed (the runtime stores it when it loads the model), the rest
     until its last reader. A Loop keeps what its body's further outputs make in every trip.
     """
-    found = list(graphs(bare))
     number = {id(graph): index for index, graph in enumerate(found)}
     most, where, largest = 0, "its inputs", 0
     for graph in found:

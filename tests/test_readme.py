@@ -29,23 +29,8 @@ def commands() -> list[str]:
 
 
 PREPARED = {
-    "finetune": [
-        *[
-            "prune",
-            "model.onnx",
-            "-o",
-            "thin.onnx",
-            "--data",
-            "calib.npz",
-            "--macs",
-            "0.08",
-            "--time",
-            "0",
-            "--allow-slower",
-            "-q",
-        ]
-    ],
-    "unpack": [*["compress", "model.onnx", "-o", "model.gopt", "--weights", "keep", "--package", "--time", "0", "-q"]],
+    "finetune": ["prune", "model.onnx", "-o", "thin.onnx", "--data", "calib.npz", "--macs", "0.08", "--allow-slower"],
+    "unpack": ["compress", "model.onnx", "-o", "model.gopt", "--weights", "keep", "--package", "--time", "0"],
 }
 """What a verb's example needs, beyond the rest; so little is left of the pruned one that there is something to win."""
 

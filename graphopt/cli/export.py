@@ -31,6 +31,7 @@ from graphopt.cli import _complete, _options
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For random inputs (default 0).")
 @click.option("--timeout", type=click.FloatRange(min=1), metavar="S", help="Most seconds for the converter.")
 @_options.external_roots
+@_options.limits
 @_options.unlocked
 def command(model: str, output: str, as_json: bool, verbose: bool, quiet: bool, **values: Any) -> None:
     """Write MODEL in the form of another runtime, by that runtime's own converter, after running it there.

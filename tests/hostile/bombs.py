@@ -216,7 +216,7 @@ def _nested(_folder: object, _rng: object) -> onnx.ModelProto:
     return bomb(outer, weights=[weight("true", True, np.bool_), scalar("trips", 1000)])(None, None)
 
 
-@KINDS.kind("loop-that-collects", REFUSED)
+@KINDS.kind("loop-that-collects", REFUSED, says="would take at least")
 def _collects(_folder: object, _rng: object) -> onnx.ModelProto:
     """Every trip's value is kept: a scan output."""
     inputs = [value("i", (), TensorProto.INT64), value("c", (), TensorProto.BOOL)]

@@ -25,6 +25,9 @@ REFUSED = "refused"
 ANY = "any"
 """OK, UNRUN or REFUSED: what random damage means is not known beforehand."""
 
+OTHER_FILES = {"convert", "unpack"}
+"""Verbs that read something else than a model: whatever is given to them here is refused, for what it is."""
+
 Array = npt.NDArray[Any]
 Make = Callable[[Path, np.random.Generator], Any]
 

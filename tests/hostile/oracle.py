@@ -8,11 +8,12 @@ from typing import Any
 
 import onnx
 
-from hostile.corpus import ANY, OK, REFUSED, UNRUN, Kind
+from hostile.corpus import ANY, OK, OTHER_FILES, REFUSED, UNRUN, Kind
 from hostile.escapes import SECRET
 from hostile.pool import Ran, Worker
 from hostile.worker import CPU_SECONDS, MEMORY
 
+_OTHERS = ("inspect", *OTHER_FILES)
 _LINE = re.compile(r"error: .+; .+")
 _LOAD = {OK: (0,), UNRUN: (0,), REFUSED: (2,), ANY: (0, 2)}
 _RUN = {OK: (0, 1, 2, 3), UNRUN: (0, 1, 2, 3), REFUSED: (2,), ANY: (0, 1, 2, 3)}
@@ -20,6 +21,8 @@ _RUN = {OK: (0, 1, 2, 3), UNRUN: (0, 1, 2, 3), REFUSED: (2,), ANY: (0, 1, 2, 3)}
 
 def codes(kind: Kind, verb: str) -> tuple[int, ...]:
     """The exit codes that are right."""
+    if verb in OTHER_FILES:
+        return (2,)
     if verb == "inspect":
         return _LOAD[kind.seen]
     if verb == "optimize" or kind.name.startswith("data-"):
@@ -60,7 +63,7 @@ class Case:
             found.append(f"it left or changed {sorted(changed - told)[:4]}")
         if SECRET[:8] in said or any(SECRET.encode()[:8] in file.read_bytes() for file in self.out.rglob("*.onnx*")):
             found.append("what lies outside came out")
-        if self.kind.says and ran.code == 2 and arguments[0] != "inspect" and self.kind.says not in ran.err:
+        if self.kind.says and ran.code == 2 and arguments[0] not in _OTHERS and self.kind.says not in ran.err:
             found.append(f"the message is another one: {ran.err[:300]}")
         if ran.code > 1 and any(self.out.iterdir()):
             found.append("it failed and wrote all the same")

@@ -8,6 +8,7 @@ import click
 
 from graphopt.cli import VERBS, cli
 from hostile import samples
+from hostile.corpus import OTHER_FILES
 
 if TYPE_CHECKING:
     from hostile.oracle import Case
@@ -21,9 +22,12 @@ _MORE: dict[str, list[str]] = {
     "prune": ["--macs", "0.7"],
     "compress": ["--weights", "int8"],
     "finetune": ["--steps", "2"],
-    "tune": ["--trials", "2"],
+    "tune": ["--trials", "2", "--min-sqnr", "10"],
+    "export": ["--to", "ort"],
 }
 """What a verb cannot do without, or would take too long without; only options that it has are given."""
+
+_OUT = {"sensitivity": "../out/o.json", "export": "../out/o.ort"}
 
 _RECIPE = '[[pass]]\nuse = "fold-constants"\n\n[[pass]]\nuse = "inline-functions"\n'
 
@@ -52,7 +56,7 @@ def command_line(verb: str, case: Case) -> Any:
     assert command is not None
     options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
     data = case.kind.name.startswith("data-")
-    if data and "--data" not in options:
+    if data and ("--data" not in options or verb in OTHER_FILES):
         return None
     if case.kind.options and "--external-root" not in options:
         return None
@@ -67,14 +71,14 @@ def command_line(verb: str, case: Case) -> Any:
         if isinstance(param, click.Argument) and param.name not in ("destination", "recipe"):
             line.append(model)
     if "--output" in options or "-o" in options:
-        line += ["-o", "../out/o.json" if verb == "sensitivity" else "../out/o.onnx"]
+        line += ["-o", _OUT.get(verb, "../out/o.onnx")]
     if "--teacher" in options:
         line += ["--teacher", model]
     if "--data" in options:
         given = case.path() if data else "random:4"
-        line += ["--data", given] if data or verb != "optimize" else []
+        line += ["--data", given] if data or verb not in ("optimize", *OTHER_FILES) else []
     if "--time" in options:
-        line += ["--time", "0.1" if verb == "bench" else "0"]
+        line += ["--time", {"bench": "0.1", "tune": "5s"}.get(verb, "0")]
     more = _MORE.get(verb, [])
     for option, value in zip(more[::2], more[1::2], strict=True):
         line += [option, value] if option in options else []
