@@ -85,6 +85,16 @@ def test_these_keep_their_score(name: str, tmp_path: Path) -> None:
     assert entry["metrics"]["macs_percent"] > (75 if name == "silero-vad" else 90)
 
 
+def test_the_one_that_collapses_keeps_its_score_without_being_told(tmp_path: Path) -> None:
+    """Everything in integers takes its F1 from .93 to .71; the floor leaves the layers that do it in float."""
+    code, report = _quantize("basic-pitch", tmp_path / "int8.onnx")
+    assert code == 0, report.get("error")
+    assert report["metric"]["candidate"] >= 0.98 * report["metric"]["original"]
+    assert report["floor"]["everything_db"] < report["floor"]["limit_db"] <= report["floor"]["result_db"]
+    entry = next(e for e in report["ledger"] if e["pass"] == "quantize-static")
+    assert entry["metrics"]["macs_percent"] > 85
+
+
 def test_a_model_whose_layers_all_lie_in_an_if_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = _needs("silero-vad-if")
     output = tmp_path / "int8.onnx"
