@@ -112,9 +112,9 @@ def test_a_pass_that_is_registered_joins(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(spaces, "create", lambda name, options: made.append((name, options)) or (name, options))
     space = Space()
     assert {"prune", "compress"} <= {d.name for d in space.dimensions}
-    assert space.before(space.complete({"arithmetic": FLOAT, "prune": "0.7"})) == [("prune", {"macs": 0.7})]
+    assert space.before(space.complete({"arithmetic": FLOAT, "prune": "0.7"})) == [("prune", {"left": 0.7})]
     assert space.after(space.complete({"arithmetic": FLOAT, "compress": "fp16"})) == [
-        ("compress-weights", {"weights": "fp16"})
+        ("compress-weights", {"format": "fp16"})
     ]
 
     def refusing(name: str, options: dict[str, Any]) -> Any:

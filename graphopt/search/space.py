@@ -47,7 +47,7 @@ DIMENSIONS = (
 """In the order in which they are chosen. ``prune``: the share of multiply-accumulates that is left. ``mixture``: an
 index into :attr:`Space.mixtures`; ``float_layers``: how many of :attr:`Space.ranking` stay in float besides."""
 
-_OPTIONS = {"prune": "macs", "compress-weights": "weights"}
+_OPTIONS = {"prune": "left", "compress-weights": "format"}
 """The option of a pass that its dimension chooses."""
 
 
@@ -192,6 +192,6 @@ def _made(name: str, value: Value) -> Pass | None:
     """The pass with its option; None where it does not take that."""
     option = _OPTIONS[name]
     try:
-        return create(name, {option: float(value) if option == "macs" else value})
+        return create(name, {option: float(value) if name == "prune" else value})
     except InputError:
         return None
