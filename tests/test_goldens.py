@@ -66,7 +66,7 @@ COMMANDS: dict[str, list[str]] = {
     "diff-other": ["diff", "shared.onnx", "metadata.onnx"],
     "optimize-shared": ["optimize", "shared.onnx", "-o", "out.onnx", "--time", "0"],
     "optimize-encoder-markdown": ["optimize", "encoder.onnx", "-o", "out.onnx", "--time", "0", "--markdown"],
-    "compress-digits": ["compress", "digits.onnx", "-o", "out.onnx", "--time", "0"],
+    "compress-digits-markdown": ["compress", "digits.onnx", "-o", "out.onnx", "--time", "0", "--markdown"],
     "quantize-dry-run": ["quantize", "digits.onnx", "--dry-run"],
     "prune-dry-run": ["prune", "digits.onnx", "--dry-run"],
     "passes": ["passes"],
