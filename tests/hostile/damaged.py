@@ -163,14 +163,14 @@ def _linked(folder: Path, _: object) -> None:
     (folder / "m.onnx").symlink_to("real/model.onnx")
 
 
-@KINDS.kind("fifo", REFUSED)
+@KINDS.kind("fifo", REFUSED, says="no regular file")
 def _fifo(folder: Path, _: object) -> None:
     import os
 
     os.mkfifo(folder / "m.onnx")
 
 
-@KINDS.kind("endless-device", REFUSED)
+@KINDS.kind("endless-device", REFUSED, says="no regular file")
 def _device(folder: Path, _: object) -> None:
     (folder / "m.onnx").symlink_to("/dev/zero")
 

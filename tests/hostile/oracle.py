@@ -25,7 +25,9 @@ def codes(kind: Kind, verb: str) -> tuple[int, ...]:
         return (2,)
     if verb == "inspect":
         return _LOAD[kind.seen]
-    if verb == "optimize" or kind.name.startswith("data-"):
+    if kind.name.startswith("data-"):  # of numbers that mean nothing, a result may be held back by a gate
+        return (*_LOAD[kind.outcome], 1) if kind.outcome == ANY else _LOAD[kind.outcome]
+    if verb == "optimize":
         return _LOAD[kind.outcome]
     return _RUN[kind.outcome] if kind.seen == kind.outcome else (0, 1, 2, 3)
 
