@@ -100,7 +100,7 @@ for name, outcome, made in (
     ("constant-with-two-values", ANY, lambda: constant(value_float=1.0, value_floats=[1.0, 2.0])),
     ("constant-too-short", REFUSED, lambda: constant(value=tensor(raw_data=TWO[:3]))),
     ("constant-of-2-40", REFUSED, lambda: constant(value=tensor(dims=(2**40,)))),
-    ("constant-of-no-type", REFUSED, lambda: constant(value=onnx.TensorProto(name="w"))),
+    ("constant-of-no-type", REFUSED, lambda: constant(value=onnx.TensorProto())),
     ("constant-of-text", ANY, lambda: constant(value_string="x")),
 ):
     KINDS.add(name, outcome, lambda _f, _r, made=made: made())
