@@ -60,7 +60,11 @@ def examples(workplace: Path) -> Path:
         if tensor.name == "head.weight":
             weights = onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights * np.float32(0.5), tensor.name))
-    onnx.save(worse, "student.onnx")
+    for name in ("student.onnx", "thin.onnx"):
+        onnx.save(worse, name)
+    shutil.copy(DIGITS, "llm.onnx")
+    packed = run_cli("compress", DIGITS, "-o", "model.gopt", "--weights", "keep", "--package", "--time", "0", "-q")
+    assert packed.code == 0, packed.err
     shutil.copy(CALIBRATION, "calib.npz")
     shutil.copy(CALIBRATION, "calibration.npz")
     shutil.copy(EVALUATION, "test.npz")
