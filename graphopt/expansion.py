@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _GROWN = 2**22
 """Elements that lists may grow to by being joined, beyond what was there: shape inference carries them in full."""
+_COUNTED = 2**24
+"""Numbers that a Range of integers may count to: a legal position table is far below, and 8 bytes each are held."""
 _FOLLOWED = 128
 _KEEPING = frozenset(
     {"Identity", "Cast", "Relu", "Neg", "Abs", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Flatten"}
@@ -143,10 +145,12 @@ def _counted_problem(proto: onnx.ModelProto) -> str | None:
         for node in nodes:
             given = [known.get(name) for name in node.input]
             with contextlib.suppress(Exception):  # a broken node is somebody else's to refuse
-                if node.op_type == "Range" and all(v is not None and v.size == 1 for v in given):
+                if node.op_type == "Range" and all(
+                    v is not None and v.size == 1 and v.dtype.kind in "iu" for v in given
+                ):
                     start, end, step = (float(v.reshape(-1)[0]) for v in given if v is not None)
                     count = math.ceil((end - start) / step)
-                    if count > _GROWN:
+                    if count > _COUNTED:
                         return (
                             f"counts to {rounded(count)} in one Range ({shown(node.output[0])}); is it the right file?"
                         )

@@ -422,7 +422,7 @@ def test_a_metric_that_fails(name: str, workplace: Path, untouched: Watch) -> No
 
 USAGE = {
     "verb": (["optimise", GOOD, "o.onnx"], "did you mean 'optimize'"),
-    "verb-unlike-any": (["bogus"], "verbs: optimize"),
+    "verb-unlike-any": (["bogus"], "verbs: convert, optimize"),
     "option": (["optimize", GOOD, "-o", "o.onnx", "--verfy", "end"], "did you mean '--verify'"),
     "option-before-verb": (["--json", "optimize", GOOD, "o.onnx"], "options follow it"),
     "choice": (["optimize", GOOD, "-o", "o.onnx", "--verify", "never"], "--verify"),

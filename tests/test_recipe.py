@@ -33,7 +33,7 @@ CHOICES: dict[str, list[Any]] = {
     "format": ["uint4", "fp16", "palette8"],
     "round_to": ["nearest", "fitted", "data"],
     "block": [16, 32, 128, 256],
-    "assign": [("embedding=int8",), ("w=uint4", "a=b=float")],
+    "assign": ["embedding=int8", "w=uint4", "a=b=float"],
 }
 BOUNDS: dict[str, tuple[float, float]] = {
     "percentile": (50.5, 100.0),

@@ -106,7 +106,8 @@ def _own() -> Worker:
 def _kept_child() -> Iterator[None]:
     """Let `simplify` call onnxsim in a child that is kept, instead of a new one each time (a second apiece)."""
 
-    def in_kept_child(function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+    def in_kept_child(function: Callable[..., Any], *arguments: Any, timeout: float, memory: int | None = None) -> Any:
+        del memory  # the kept child has its own limit
         return _own().call(f"{function.__module__}:{function.__qualname__}", *arguments, limit=min(timeout, LIMIT))
 
     before = simplify.in_child
