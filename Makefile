@@ -5,6 +5,8 @@ TORCH_VENV ?= .venv-torch
 NNCF_VENV ?= .venv-nncf
 # A CPU build is enough; where the registry would bring CUDA, name another: make models TORCH="..."
 TORCH ?= torch==2.13.0
+# Test processes: each may take 2 GB.
+JOBS ?= 2
 BIN = $(VENV)/bin
 
 .PHONY: demo test hostile lint models fixtures frameworks bench-calibration bench-quantize clean
@@ -20,7 +22,7 @@ demo: $(VENV)/.installed  ## the main job on a model and data that graphopt ship
 	$(BIN)/graphopt demo -o demo-out
 
 test: lint  ## everything; tests on real models run where `make models` has fetched them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 hostile: $(VENV)/.installed  ## every kind of hostile file on every verb; `make test` runs each on two
 	GRAPHOPT_KILLS=100 $(BIN)/python -m pytest -q tests/test_storage.py -k kill

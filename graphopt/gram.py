@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Feeds = Iterable[Mapping[str, NDArray[Any]]]
 
-PER_COLUMN = 2
+PER_COLUMN = 4
 LEAST_ROWS = 1024
 """Rows over all samples are about the larger of :data:`LEAST_ROWS` and :data:`PER_COLUMN` times K: positions of a
 convolution, tokens of a MatMul. Neighbours tell little that is new, and the products are what a sweep costs."""
