@@ -90,7 +90,7 @@ GUARDS = (
     kinds("operators: ranks", "schemas", "if rank > MAX_RANK else None", "if False else None", "type"),
     kinds("functions: nodes they become", "expansion", "if made > allowed.nodes:", "if False:", "tower"),
     kinds("functions: depth of calls", "expansion", "if deepest > allowed.calls:", "if False:", "function"),
-    kinds("numbers counted by a Range", "expansion", "if count > _GROWN:", "if False:", "range"),
+    kinds("numbers counted by a Range", "expansion", "if count > _COUNTED:", "if False:", "range"),
     kinds("lists joined with themselves", "expansion", "if size > limit:", "if False:", "doubling"),
     kinds("cost: trips of loops", "costing", "if loops.steps > allowed.steps:", "if False:", "loop"),
     kinds("cost: bytes of values", "costing", "if size > room:", "if False:", "bomb"),
