@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graphopt import watching
 from graphopt.costing import NOTHING, Estimate, check_runnable
 from graphopt.errors import OverBudget, RuntimeFailure
 from graphopt.references import referring
+from graphopt.residue import graphs
 from graphopt.storage import INLINE_LIMIT, save
 from graphopt.traversal import ir_graphs
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 Feeds = Mapping[str, "NDArray[Any]"]
 Outputs = dict[str, "NDArray[Any]"]
+
+
+class Runs(Protocol):
+    """Whatever answers feeds as a session does."""
+
+    def run(self, feeds: Feeds, /) -> Outputs: ...
+
 
 # From 1.32 on ONNX Runtime reports to its maker from Linux and macOS too, and keeps an identifier in the home folder,
 # unless this is set before it is loaded. Nobody who optimizes a model has asked for that; whoever did can set it to 0.
@@ -125,6 +133,9 @@ class Session:
         integers: bool = True,
     ) -> None:
         options = _session_options(optimize=optimize, threads=threads, sizes_first=bool(sizes))
+        # Planned in time that grows with the square of the values alive: 8 s for a Concat of 20,000, which then runs in
+        # 0.03 s. It changes no number, so that only a session that is timed has to have it as users do.
+        options.enable_mem_pattern = timed or profile
         given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
         source, folder, self._scratch = given.source, given.folder, given.scratch
         self._estimate = given.estimate
@@ -278,13 +289,31 @@ def ort_form(model: ir.Model, path: Path) -> None:
     Raises:
         RuntimeFailure: the runtime cannot load it, or it holds what that form cannot.
     """
+    _write_fused(model, path, "ORT")
+
+
+def fused_nodes(model: ir.Model) -> int:
+    """Nodes the runtime is left with after the fusions it makes on every machine, those of bodies too.
+
+    Raises:
+        RuntimeFailure: the runtime cannot load it.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
+        path = Path(scratch) / _OPTIMIZED
+        _write_fused(model, path, "ONNX")
+        return sum(len(graph.node) for graph in graphs(onnx.load(path, load_external_data=False)))
+
+
+def _write_fused(model: ir.Model, path: Path, form: str) -> None:
     import onnxruntime as ort
 
     given = loadable(model)
     options = _session_options(optimize=True, threads=1, sizes_first=False)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(path)
-    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.save_model_format", form)
     if given.folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(given.folder))
     try:

@@ -17,7 +17,7 @@ from graphopt.data import legal_random
 from graphopt.errors import GraphoptError, InputError, RuntimeFailure
 from graphopt.graph import attribute, constant, is_op, nodes
 from graphopt.model import ValueSpec, interface
-from graphopt.session import Session
+from graphopt.session import Runs, Session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -201,7 +201,7 @@ def compare_sessions(
     for feed in islice(feeds, limit):
         before = a.run(feed, names)
         if count == 0:  # before B runs: no more than two models' outputs are held at once
-            for name in _moved(before, a.run(feed, names)):
+            for name in moved(before, a.run(feed, names)):
                 differences[name].nondeterministic = True
         after = b.run(feed, [n for n in names if n not in missing])
         for name, value in after.items():
@@ -220,10 +220,11 @@ def compare_sessions(
 
 def unstable(session: Session, feed: Feeds, names: Sequence[str] | None = None) -> set[str]:
     """The outputs that differ between two runs on the same feed."""
-    return _moved(session.run(feed, names), session.run(feed, names))
+    return moved(session.run(feed, names), session.run(feed, names))
 
 
-def _moved(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
+def moved(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
+    """The outputs that differ between two runs."""
     found: set[str] = set()
     for name, value in first.items():
         probe = OutputDifference(name)
@@ -249,8 +250,8 @@ def output_noise(model: ir.Model, feeds: Sequence[Feeds], *, threads: int | None
 
 
 def noise_by_feed(
-    plain: Session,
-    optimized: Session,
+    plain: Runs,
+    optimized: Runs,
     feeds: Sequence[Feeds],
     *,
     still: Callable[[Feeds], Mapping[str, NDArray[np.bool_]]] | None = None,
@@ -261,11 +262,12 @@ def noise_by_feed(
     for feed in feeds:
         expected = plain.run(feed)
         floats = {k: v for k, v in feed.items() if v.dtype.kind == "f"}
+        shifted = dict(feed)
         # As arrays: numpy makes a number of what has no axis, and the runtime takes none in half precision.
-        moved = {**feed, **{k: np.asarray(np.nextafter(v, np.asarray(np.inf, v.dtype))) for k, v in floats.items()}}
-        moved |= {k: np.where(where, feed[k], moved[k]) for k, where in (still(feed) if still else {}).items()}
+        shifted |= {k: np.asarray(np.nextafter(v, np.asarray(np.inf, v.dtype))) for k, v in floats.items()}
+        shifted |= {k: np.where(where, feed[k], shifted[k]) for k, where in (still(feed) if still else {}).items()}
         noise = dict.fromkeys(expected, 0.0)
-        for other in (optimized.run(feed), plain.run(moved)):
+        for other in (optimized.run(feed), plain.run(shifted)):
             for name, value in other.items():
                 probe = OutputDifference(name)
                 probe.add(expected[name], value)

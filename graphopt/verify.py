@@ -20,7 +20,7 @@ from graphopt.errors import InputError, RuntimeFailure
 from graphopt.model import clone, interface
 from graphopt.probes import probes, still
 from graphopt.recipe import Recipe, write
-from graphopt.session import Loadable, Outputs, Session, loadable
+from graphopt.session import Feeds, Loadable, Outputs, Session, loadable
 from graphopt.storage import save
 from graphopt.traversal import ir_graphs
 from graphopt.validation import (
@@ -28,9 +28,9 @@ from graphopt.validation import (
     Comparison,
     OutputDifference,
     exact_violation,
+    moved,
     noise_by_feed,
     random_feeds,
-    unstable,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +58,26 @@ class Violation:
     feed: int = 0
 
 
+class _Remembering:
+    """A session that runs on a feed once where :meth:`answer` was asked: whether a reference can run on it, its noise
+    there and what is expected are all seen from the same outputs."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._kept: dict[int, tuple[Feeds, Outputs]] = {}
+
+    def answer(self, feed: Feed) -> Outputs:
+        """What it says to a feed, kept with the feed (which stays alive, so that no other can be taken for it)."""
+        if id(feed) not in self._kept:
+            self._kept[id(feed)] = feed, self.session.run(feed)
+        return self._kept[id(feed)][1]
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """What is kept, else what it computes now."""
+        kept = self._kept.get(id(feeds))
+        return kept[1] if kept is not None else self.session.run(feeds)
+
+
 class Verifier:
     """Compares candidates with one reference model, whose outputs, noise and feeds are made once.
 
@@ -82,29 +102,31 @@ class Verifier:
         self.notes: list[str] = []
         self.feeds: list[Feed] = []
         self.noise: list[dict[str, float]] = []
-        self.optimized: list[Outputs] = []  # kept where the last word could come from here
+        self.optimized: list[Outputs] = []  # where the last word could come from here
         self.comparison: Comparison | None = None
         self.threads = context.threads
         self.signature = _interface(facing)
         try:
             written = loadable(reference)
-            plain = Session(written, optimize=False, threads=context.threads)
+            plain = _Remembering(Session(written, optimize=False, threads=context.threads))
             self.refused = narrowed is not None
             chosen = _choose(facing, plain, context) if feeds is None else _Chosen(feeds, [], ["the inputs given"])
             self.refused = False
-            optimized = Session(written, threads=context.threads)
+            optimized = _Remembering(Session(written, threads=context.threads))
+            last_word = context.data is None and context.eval_data is None
+            for feed in chosen.feeds if last_word else ():
+                optimized.answer(feed)
             self._measure_noise(chosen, plain, optimized)
-            self.expected = [plain.run(feed) for feed in self.feeds]
-            if context.data is None and context.eval_data is None:
-                self.optimized = [optimized.run(feed) for feed in self.feeds[: self.ordinary]]
-            self.excluded = unstable(plain, self.feeds[0])
+            self.expected = [plain.answer(feed) for feed in self.feeds]
+            self.optimized = [optimized.answer(feed) for feed in self.feeds[: self.ordinary]] if last_word else []
+            self.excluded = moved(self.expected[0], plain.session.run(self.feeds[0]))
         except (RuntimeFailure, InputError) as error:
             self.unable = str(error)
             return
         self._say_what_is_left_out()
         self._override(reference, facing)
 
-    def _measure_noise(self, chosen: _Chosen, plain: Session, optimized: Session) -> None:
+    def _measure_noise(self, chosen: _Chosen, plain: _Remembering, optimized: _Remembering) -> None:
         """Noise per feed and output; feeds on which the reference itself is undecided are left out where it can be.
 
         Ordinary feeds share the largest noise among them; a probe is judged by its own.
@@ -212,14 +234,14 @@ class _Chosen:
     words: list[str]
 
 
-def _choose(model: ir.Model, session: Session, context: Context) -> _Chosen:
+def _choose(model: ir.Model, session: _Remembering, context: Context) -> _Chosen:
     """The feeds that the reference runs on."""
     inputs, _ = interface(model)
     failures: list[str] = []
 
     def usable(feed: Feed) -> bool:
         try:
-            session.run(feed)
+            session.answer(feed)
         except RuntimeFailure as error:
             failures.append(str(error))
             return False

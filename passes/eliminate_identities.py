@@ -13,6 +13,7 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import attribute, constant_array, is_op, label, nodes, opset
 from graphopt.passes._facts import Facts
 from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute, unread
+from graphopt.passes._signed_zero import sign_of_zero_is_lost
 from graphopt.traversal import ir_graphs
 
 _ROUNDS = 4
@@ -25,7 +26,7 @@ Verdict = ir.Value | str | None
 
 @dataclass(frozen=True)
 class EliminateIdentities(Pass):
-    """Bit for bit the same, so ``x + 0`` stays (it turns -0.0 into 0.0) while ``x - 0`` goes.
+    """Bit for bit the same, so ``x + 0`` stays (it turns -0.0 into 0.0), unless nobody can tell, while ``x - 0`` goes.
 
     What a node does is judged by inferred facts only, never by declared shapes. Outputs keep their names, and a body
     never hands out a value of the graph around it.
@@ -251,8 +252,9 @@ class _Judge:
             if node.op_type == "Pow":
                 return "a power is computed in floating point, which rounds large integers and loses the sign of NaN"
             negative = np.signbit(array.astype(np.float64))
-            if node.op_type == "Add" and array.dtype.kind in "fV" and not negative.all():
-                return "adding 0.0 turns -0.0 into 0.0"
+            turned = node.op_type == "Add" and array.dtype.kind in "fV" and not negative.all()
+            if turned and not sign_of_zero_is_lost(node.outputs[0]):
+                return "adding 0.0 turns -0.0 into 0.0, which somebody may see"
             if node.op_type == "Sub" and array.dtype.kind in "fV" and negative.any():
                 return "subtracting -0.0 turns -0.0 into 0.0"
             return kept if self._fits(array.shape, kept) else "broadcasting may change the shape, as far as it is known"

@@ -149,7 +149,9 @@ def main() -> NoReturn:
     # A model is millions of objects that live long: looking through them all as often as Python does by default takes
     # half of the time on a graph of 100,000 nodes.
     gc.set_threshold(100_000, 20, 20)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # and once more on the way out, where nothing is left to be saved by it
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

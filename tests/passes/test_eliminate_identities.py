@@ -292,3 +292,39 @@ def test_of_two_outputs_the_one_listed_first_takes_the_value(order: tuple[str, s
     after, _ = apply(build(nodes, {"x": [4]}, ["c", "b"], {"s": np.array([4], np.int64)}), EliminateIdentities())
     assert [(n.op_type, list(n.output)) for n in after.graph.node] == [("Neg", ["c"]), ("Reshape", ["b"])]
     assert [o.name for o in after.graph.output] == ["c", "b"]
+
+
+READERS: dict[str, tuple[list[onnx.NodeProto], bool]] = {
+    "an output": ([node("Transpose", ["b"], "y")], False),
+    "a quotient": ([node("Reciprocal", ["b"], "y")], False),
+    "a product that is an output": ([node("MatMul", ["b", "w"], "y")], False),
+    "a product and a bias": ([node("MatMul", ["b", "w"], "m"), node("Add", ["m", "bias"], "y")], True),
+    "a bias with a zero in it": ([node("MatMul", ["b", "w"], "m"), node("Add", ["m", "hole"], "y")], False),
+    "Gemm": ([node("Gemm", ["b", "w", "bias"], "y")], True),
+    "Gemm without its bias": ([node("Gemm", ["b", "w", "bias"], "y", beta=0.0)], False),
+    "attention": ([node("MatMul", ["w", "b"], "m"), node("Softmax", ["m"], "y")], True),
+    "two readers": ([node("Softmax", ["b"], "s"), node("Reciprocal", ["b"], "y")], False),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_adding_zero_goes_where_nobody_can_tell(name: str) -> None:
+    readers, gone = READERS[name]
+    hole = np.array([1, 0, 2], np.float32)
+    weights = {
+        "zero": np.float32(0),
+        "w": np.ones((3, 3), np.float32),
+        "bias": np.ones(3, np.float32),
+        "hole": hole,
+    }
+    used = {n for r in readers for n in r.input}
+    proto = build(
+        [node("Neg", ["x"], "a"), node("Add", ["a", "zero"], "b"), *readers],
+        {"x": [3, 3]},
+        ["y"],
+        {k: v for k, v in weights.items() if k in used | {"zero"}},
+    )
+    made, entry = apply(proto, EliminateIdentities())
+    assert bool(entry.changes) is gone
+    for x in (np.zeros((3, 3), np.float32), -np.zeros((3, 3), np.float32), hole * np.ones((3, 1), np.float32)):
+        same_bits(proto, made, {"x": x})

@@ -183,3 +183,30 @@ def test_initializers_that_lose_their_place_among_the_inputs_are_a_reason_to_dro
     made, entry = apply(proto, Simplify(), verify="off")
     assert [v.name for v in made.graph.input] == ["x", "k"]
     assert entry.status == "unchanged"
+
+
+def test_a_gelu_is_not_broken_for_one_node_less() -> None:
+    """onnxsim folds the last Mul of a Gelu into the Conv behind it; ONNX Runtime then fuses none of the rest."""
+    proto = build(
+        [
+            node("Conv", ["x", "w"], "h"),
+            node("Div", ["h", "root"], "d"),
+            node("Erf", ["d"], "e"),
+            node("Add", ["e", "one"], "a"),
+            node("Mul", ["h", "a"], "m"),
+            node("Mul", ["m", "half"], "g"),
+            node("Conv", ["g", "v"], "y"),
+        ],
+        {"x": [1, 4, 6, 6]},
+        {"y": [1, 4, 6, 6]},
+        {
+            "w": normal(4, 4, 1, 1),
+            "v": normal(4, 4, 1, 1),
+            "root": np.float32(2**0.5),
+            "one": np.float32(1),
+            "half": np.float32(0.5),
+        },
+    )
+    made, entry = apply(proto, Simplify())
+    assert ops(made) == ops(proto)
+    assert "fuse less of it" in reasons(entry)["(graph)"]

@@ -71,7 +71,8 @@ def compare(name: str, tools: list[str], python: str, seconds: float, folder: Pa
     from graphopt.data import feeds as to_feeds
     from graphopt.data import load_data
     from graphopt.model import interface, load
-    from graphopt.session import Session, time_models
+    from graphopt.session import Session
+    from graphopt.timing import time_models
     from graphopt.validation import output_noise
 
     cache = ROOT / ".cache" / "models" / name
@@ -83,7 +84,7 @@ def compare(name: str, tools: list[str], python: str, seconds: float, folder: Pa
     noise = output_noise(model, feeds, threads=1)
     rows: list[dict[str, Any]] = [{"model": name, "tool": "original", "nodes": count_nodes(onnx.load(source))}]
     rows[0]["bytes"] = source.stat().st_size
-    sessions = {"original": Session(model, threads=1)}
+    sessions = {"original": Session(model, threads=1, timed=True)}
     for tool in tools:
         target = folder / f"{tool}.onnx"
         cost = measure(command(tool, source, target, python), timeout=900)
@@ -95,7 +96,7 @@ def compare(name: str, tools: list[str], python: str, seconds: float, folder: Pa
         row |= {"nodes": count_nodes(onnx.load(target)), "bytes": target.stat().st_size}
         row["differs"] = difference(target, source, feeds, noise)
         if row["differs"] is None or "declared" in row["differs"]:
-            sessions[tool] = Session(load(target), threads=1)
+            sessions[tool] = Session(load(target), threads=1, timed=True)
     if seconds > 0 and len(sessions) > 1:
         _, ratios = time_models(sessions, feeds, seconds=seconds)
         for row in rows[1:]:
