@@ -22,7 +22,8 @@ _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 
 @dataclass(frozen=True)
 class FuseIntoConv(Pass):
-    """``s * (W x + b) + t = (s W) x + (s b + t)``, computed in float64, and ``Conv(Pad(x))`` with the pads in the Conv.
+    """``s * (W x + b) + t = (s W) x + (s b + t)``, computed in float64, and ``Conv(Pad(x))`` with the pads in the Conv
+    (a ConvTranspose crops that much less).
 
     ``s`` and ``t`` are constants, one number or one per output channel. Needs constant weights and the layer's output
     read by the arithmetic alone; shared weights are forked, never changed for the other reader.
@@ -55,9 +56,7 @@ class FuseIntoConv(Pass):
             else:
                 fuser.apply(node, plan)
         if not result.changes and not result.skipped:
-            result.skipped.append(
-                Skip("(graph)", "no constant arithmetic follows a layer, no Pad stands before a Conv")
-            )
+            result.skipped.append(Skip("(graph)", "no constant arithmetic follows a layer, no Pad stands before one"))
         return result
 
 
@@ -214,7 +213,7 @@ def _scaled(
 
 @dataclass
 class _Padding:
-    """A Conv and the pads that it gets."""
+    """A Conv or ConvTranspose and the pads that it gets."""
 
     layer: ir.Node
     pads: list[int]
@@ -230,10 +229,11 @@ class _Padding:
 
 
 def _padding(node: ir.Node, version: int) -> _Padding | str | None:
-    """What to do with a Pad; None where no Conv reads it."""
+    """What to do with a Pad; None where no Conv or ConvTranspose reads it."""
     output = node.outputs[0]
     uses = output.uses()
-    layer = next((use.node for use in uses if is_op(use.node, "Conv") and use.idx == 0), None)
+    layers = (use.node for use in uses if use.idx == 0 and use.node.op_type in ("Conv", "ConvTranspose"))
+    layer = next((layer for layer in layers if is_op(layer, layer.op_type)), None)
     if layer is None:
         return None
     if output.is_graph_output() or len(uses) != 1:
@@ -285,4 +285,18 @@ def _into(node: ir.Node, layer: ir.Node, pads: list[int]) -> _Padding | str:
         return f"{label(layer)} pads by itself (auto_pad {auto})"
     own = attribute(layer, "pads", None) if auto == "NOTSET" else None
     own = list(own) if own is not None else [0] * (2 * (rank - 2))
-    return _Padding(layer, [a + b for a, b in zip((*begin[2:], *end[2:]), own, strict=True)])
+    added = (*begin[2:], *end[2:])
+    if layer.op_type == "ConvTranspose":
+        return _cropped(layer, own, added)
+    return _Padding(layer, [a + b for a, b in zip(added, own, strict=True)])
+
+
+def _cropped(layer: ir.Node, own: list[int], added: tuple[int, ...]) -> _Padding | str:
+    """What a ConvTranspose, whose pads crop, has to crop less where its input is not padded by zeros: a stride each."""
+    if attribute(layer, "output_shape", None) is not None:
+        return f"{label(layer)} pads by itself (output_shape)"
+    strides = attribute(layer, "strides", None) or [1] * (len(own) // 2)
+    pads = [a - b * stride for a, b, stride in zip(own, added, (*strides, *strides), strict=True)]
+    if min(pads) < 0:
+        return f"{label(layer)} crops less than the padding makes"
+    return _Padding(layer, pads)

@@ -229,6 +229,43 @@ def test_padding_that_stays(proto: onnx.ModelProto, expected: str) -> None:
     assert expected in reasons(entry)["n_a"]
 
 
+def up(around: list[int], **attributes: Any) -> onnx.ModelProto:
+    weights = {
+        "w": normal(4, 3, 3, 3),
+        "bias": normal(3),
+        "p": np.array([0, 0, *around[:2], 0, 0, *around[2:]], np.int64),
+    }
+    nodes = [node("Pad", ["x", "p"], "a"), node("ConvTranspose", ["a", "w", "bias"], "y", **attributes)]
+    return build(nodes, {"x": ["N", 4, 5, 6]}, ["y"], weights)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"pads": [2, 2, 2, 2]},
+        {"pads": [3, 2, 2, 5], "strides": [2, 1], "output_padding": [1, 0]},
+        {"pads": [4, 4, 4, 4], "strides": [2, 2], "dilations": [2, 1]},
+    ],
+)
+def test_padding_before_an_upsampling_is_cropped_less(attributes: dict[str, Any]) -> None:
+    proto = up([1, 2, 0, 1], **attributes)
+    after, entry = apply(proto, FuseIntoConv())
+    assert ops(after) == ["ConvTranspose"], entry.skipped
+    for batch in (1, 3):
+        close(proto, after, {"x": normal(batch, 4, 5, 6)}, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [({}, "crops less"), ({"pads": [9, 9, 9, 9], "output_shape": [4, 4]}, "output_shape")],
+)
+def test_padding_before_an_upsampling_that_stays(attributes: dict[str, Any], expected: str) -> None:
+    proto = up([1, 2, 0, 1], **attributes)
+    after, entry = apply(proto, FuseIntoConv())
+    assert after == proto
+    assert expected in reasons(entry)["n_a"]
+
+
 def test_padding_before_a_pool_stays() -> None:
     nodes = [node("Pad", ["x", "p"], "a"), node("MaxPool", ["a"], "y", kernel_shape=[2, 2])]
     proto = build(nodes, {"x": [1, 4, 6, 7]}, ["y"], {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])})
