@@ -82,10 +82,11 @@ class Verifier:
     """Compares candidates with one reference model, whose outputs, noise and feeds are made once.
 
     Feeds: the first real samples where there are any, and legal random ones, at a second batch size where the
-    reference runs at it; or those given. ``unable`` says why no comparison is possible (custom operators, say),
-    ``notes`` what had to be left out. ``narrowed`` is what the reference became where fewer inputs were asked for:
-    feeds and interface are its, and ``refused`` says that the reference runs, but on none of them. ``comparison`` is
-    the last candidate that held against the reference, both optimized, where there is no data to do that on.
+    reference runs at it; or those given. ``unable`` says why no comparison is possible (custom operators, say);
+    candidates then only have to load where the reference ``loads``. ``notes`` say what had to be left out.
+    ``narrowed`` is what the reference became where fewer inputs were asked for: feeds and interface are its, and
+    ``refused`` says that the reference runs, but on none of them. ``comparison`` is the last candidate that held
+    against the reference, both optimized, where there is no data to do that on.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Verifier:
         facing = reference if narrowed is None else narrowed
         self.unable: str | None = None
         self.refused = False
+        self.loads = False
         self.notes: list[str] = []
         self.feeds: list[Feed] = []
         self.noise: list[dict[str, float]] = []
@@ -109,6 +111,7 @@ class Verifier:
         try:
             written = loadable(reference)
             plain = _Remembering(Session(written, optimize=False, threads=context.threads))
+            self.loads = True
             self.refused = narrowed is not None
             chosen = _choose(facing, plain, context) if feeds is None else _Chosen(feeds, [], ["the inputs given"])
             self.refused = False
@@ -178,10 +181,13 @@ class Verifier:
         self.comparison = None
         if _interface(candidate) != self.signature:
             return Violation("inputs or outputs have other names or types, or are not to be overridden any more")
-        if self.unable is not None:
+        if self.unable is not None and not self.loads:
             return None  # numbers cannot be compared; the interface was
         try:
             written = loadable(candidate)
+            if self.unable is not None:  # it runs on nothing we have: that it still loads is what can be seen
+                Session(written, optimize=False, threads=self.threads)
+                return None
         except RuntimeFailure as error:
             return Violation(str(error))
         # Probes without optimizations only: NaN and the like may come out otherwise where the runtime fuses.

@@ -440,3 +440,27 @@ def test_where_no_numbers_can_be_compared_the_interface_is() -> None:
     assert [e.status for e in result.ledger] == ["reverted"]
     assert "not to be overridden any more" in str(result.ledger[0].reason)
     assert any(note.startswith("not compared numerically") for note in result.notes)
+
+
+@dataclass(frozen=True)
+class Forget(Pass):
+    """Says that it is exact, and leaves an operator that there is not."""
+
+    name: ClassVar[str] = "forget"
+    contract: ClassVar[Contract] = "exact"
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        next(iter(model.graph)).op_type = "GatherWhat"
+        return PassResult(changes=[Change("forget", "the first node")])
+
+
+def test_what_runs_on_no_input_we_have_must_still_load() -> None:
+    """Found by the conformance run: a branch that inference sees only once a condition is known."""
+    model = model_of([node("Gather", "x i", "y")], [tensor("x", FLOAT, ("N",))], [tensor("y", FLOAT, ())],
+                     {"i": np.int64(10**6)})  # fmt: skip
+    verifier = Verifier(model, Context(original=model))
+    assert verifier.unable is not None
+    assert verifier.loads
+    result = PassManager([Forget()]).run(model)
+    assert [e.status for e in result.ledger] == ["reverted"]
+    assert "load" in (result.ledger[0].reason or "")
