@@ -6,13 +6,14 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graphopt import watching
 from graphopt.costing import NOTHING, Estimate, check_runnable
 from graphopt.errors import OverBudget, RuntimeFailure
+from graphopt.lifting import lift
 from graphopt.references import referring
 from graphopt.residue import graphs
 from graphopt.storage import INLINE_LIMIT, save
@@ -62,6 +63,7 @@ class Loadable:
     convolutions: bool
     scratch: tempfile.TemporaryDirectory[str] | None = None
     estimate: Estimate = NOTHING
+    lifted: Mapping[str, str] = field(default_factory=dict)
 
 
 def loadable(
@@ -84,18 +86,19 @@ def loadable(
     estimate = check_runnable(model, proto) if isinstance(model, ir.Model) else NOTHING
     if sizes:
         proto.graph.node.extend(sizes)
+    lifted: dict[str, str] = {}
     if taps or not outputs:
-        proto = _with_taps(proto, taps, keep_outputs=outputs)
+        proto, lifted = _with_taps(proto, taps, keep_outputs=outputs)
     convolutions = any(node.op_type == "Conv" for node in proto.graph.node)
     try:
         if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
-            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, estimate=estimate)
+            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, None, estimate, lifted)
         scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
         path = Path(scratch.name) / "model.onnx"
         save(ir.from_proto(proto), path, external=True)
     except Exception as error:  # protobuf and onnx-ir raise whatever they met
         raise _not_loaded(error) from error
-    return Loadable(str(path), folder, convolutions, scratch, estimate)
+    return Loadable(str(path), folder, convolutions, scratch, estimate, lifted)
 
 
 def _not_loaded(error: Exception) -> RuntimeFailure:
@@ -107,9 +110,10 @@ class Session:
 
     ``optimize`` False turns the runtime's own graph optimizations off (the reference); ``threads`` None leaves the
     choice to the runtime; ``taps`` are names of inner values returned beside the outputs (``outputs`` False: instead
-    of them). ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`.
-    ``sizes`` are Size nodes put into the graph and run as soon as they can, so that nothing is kept alive for them.
-    ``profile`` records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float.
+    of them), those in the branches of an If too (float32 only, and without elements where the branch was not taken).
+    ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`. ``sizes``
+    are Size nodes put into the graph and run as soon as they can, so that nothing is kept alive for them. ``profile``
+    records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float.
 
     Large weights in a data file are read from that file in place (:func:`graphopt.references.referring`). Their kernels
     then do not repack them, which would copy every weight, unless the session is ``timed``.
@@ -138,7 +142,7 @@ class Session:
         options.enable_mem_pattern = timed or profile
         given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
         source, folder, self._scratch = given.source, given.folder, given.scratch
-        self._estimate = given.estimate
+        self._estimate, self._lifted = given.estimate, given.lifted
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
@@ -158,7 +162,8 @@ class Session:
         except Exception as error:  # pybind raises a family of its own without a common base
             raise _not_loaded(error) from error
         self.input_names = [i.name for i in self._session.get_inputs()]
-        self.output_names = [o.name for o in self._session.get_outputs()]
+        inner = {outer: name for name, outer in given.lifted.items()}
+        self.output_names = [inner.get(o.name, o.name) for o in self._session.get_outputs()]
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> Outputs:
         """All outputs (and taps) by name.
@@ -169,7 +174,8 @@ class Session:
         wanted = list(names) if names is not None else self.output_names
         try:
             given = {k: v for k, v in feeds.items() if k in self.input_names}
-            values = watching.run(self._session, wanted, given, self._estimate, _run_options)
+            asked = [self._lifted.get(name, name) for name in wanted]
+            values = watching.run(self._session, asked, given, self._estimate, _run_options)
         except OverBudget:
             raise
         except Exception as error:
@@ -215,8 +221,11 @@ def _run_options() -> Any:
     return options
 
 
-def _with_taps(proto: onnx.ModelProto, taps: Sequence[str], *, keep_outputs: bool) -> onnx.ModelProto:
-    """A copy whose graph outputs are the taps too (types are left for the runtime to infer)."""
+def _with_taps(
+    proto: onnx.ModelProto, taps: Sequence[str], *, keep_outputs: bool
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy whose graph outputs are the taps too (types are left for the runtime to infer), and the names that those
+    have which an If had to hand out."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -227,8 +236,12 @@ def _with_taps(proto: onnx.ModelProto, taps: Sequence[str], *, keep_outputs: boo
         del copy.graph.output[:]
         copy.graph.output.extend(kept)
         present = {o.name for o in kept}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps if name not in present)
-    return copy
+    sizes = [node for node in copy.graph.node if node.op_type == "Size" and node.output[0] in set(taps)]
+    lifted = {n: o for n, o in lift(copy.graph, {*taps, *(n for s in sizes for n in s.input)}).items() if n != o}
+    for node in sizes:
+        node.input[0] = lifted.get(node.input[0], node.input[0])
+    copy.graph.output.extend(onnx.ValueInfoProto(name=lifted.get(name, name)) for name in taps if name not in present)
+    return copy, lifted
 
 
 def _inference_session(source: bytes | str, options: Any) -> Any:

@@ -240,8 +240,8 @@ class _Held:
         """One run's arrays. They are let go before the next run needs their memory, all but the small ones."""
         for name in names:
             array = arrays[name]
-            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-                continue
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not array.size:
+                continue  # no numbers, or in a branch that was not taken
             if array.size > _SMALL:
                 self.values[name].update(array, batch if array.ndim and array.shape[0] == batch else 1)
                 continue
@@ -297,10 +297,12 @@ def channel_means(
             if number == 0:
                 arrays |= {n: feed[n] for n in axes if n in feed}
             for name, array in arrays.items():
+                if not array.size:
+                    continue  # in a branch that was not taken
                 rest = tuple(i for i in range(array.ndim) if i != axes[name] % array.ndim)
                 finite = np.isfinite(array)
                 total = np.sum(array, axis=rest, dtype=np.float64, where=finite)
                 zero = np.zeros_like(total)
                 totals[name] = totals.get(name, zero) + total
                 counts[name] = counts.get(name, zero) + np.sum(finite, axis=rest, dtype=np.float64)
-    return {name: totals[name] / np.maximum(counts[name], 1) for name in totals}
+    return {name: total / np.maximum(counts[name], 1) for name, total in totals.items()}

@@ -12,6 +12,7 @@ from graphopt.base import Skip
 from graphopt.errors import PreconditionError
 from graphopt.graph import attribute, constant_array, is_op, label, nodes
 from graphopt.passes._patterns import matches
+from graphopt.passes._within import Within
 from graphopt.target import Target
 
 
@@ -76,18 +77,18 @@ def place(
     known, so that no layer may read or make them.
     """
     placement = Placement()
-    in_main = set(model.graph)
+    within = Within(model)
     for node in nodes(model):
         if not is_op(node, *target.heavy, *target.reasons) or (node.op_type == "Gather" and not _table(node)):
             continue
-        reason = _reason(node, target, node in in_main, exclude, include)
+        reason = _reason(node, target, within, exclude, include)
         if reason is None and _range_unknown(node, target, unseen):
             reason = "calibration never showed a finite value of what it reads or makes, so there is no range to use"
         if reason is not None:
             placement.skipped.append(Skip(label(node), f"{node.op_type}: {reason}"))
             continue
         placement.layers.append(Layer(node, _channel_axis(node), _depthwise(node), _adder(node)))
-    _values(model, placement, target, exclude)
+    _values(model, placement, target, exclude, within)
     return placement
 
 
@@ -106,7 +107,9 @@ def refuse_quantized(model: ir.Model) -> None:
             )
 
 
-def _reason(node: ir.Node, target: Target, in_main: bool, exclude: Sequence[str], include: Sequence[str]) -> str | None:
+def _reason(
+    node: ir.Node, target: Target, within: Within, exclude: Sequence[str], include: Sequence[str]
+) -> str | None:
     """Why this node stays in float, or None."""
     if node.op_type in target.reasons:
         return target.reasons[node.op_type]
@@ -114,8 +117,9 @@ def _reason(node: ir.Node, target: Target, in_main: bool, exclude: Sequence[str]
         return "excluded by the user"
     if include and not matches(node, include):
         return "not among the nodes to quantize"
-    if not in_main:
-        return "it is in the body of an If, Loop or Scan, where values cannot be calibrated yet"
+    unreached = within.reason(node, after_absorbed(node, target))
+    if unreached is not None:
+        return unreached
     data, weight = node.inputs[0], node.inputs[1]
     if data is None or weight is None:
         return "it has no data or no weight input"
@@ -225,14 +229,14 @@ def clip_bounds(value: ir.Value) -> tuple[float, float] | None:
     return (bounds[0], bounds[1]) if bounds[0] <= 0 <= bounds[1] and bounds[0] < bounds[1] else None
 
 
-def _values(model: ir.Model, placement: Placement, target: Target, exclude: Sequence[str]) -> None:
+def _values(model: ir.Model, placement: Placement, target: Target, exclude: Sequence[str], within: Within) -> None:
     """Values around the layers first, then the light operators that lie between two of them."""
     if not placement.layers:
         return
     read = {layer.data for layer in placement.layers}
     heavy = [layer.node for layer in placement.layers if layer.node.op_type in target.needs_integer_output]
     made = dict.fromkeys(after_absorbed(node, target) for node in heavy)  # ordered: the file must not depend on hashes
-    light, left = _light_nodes(model, read, set(made), target, exclude)
+    light, left = _light_nodes(_light(model, target, within), read, set(made), target, exclude)
     adders = {layer.adder for layer in placement.layers}
     placement.light = light
     placement.skipped_light = [Skip(label(n), f"{n.op_type}: {why}") for n, why in left.items() if n not in adders]
@@ -251,31 +255,36 @@ def _values(model: ir.Model, placement: Placement, target: Target, exclude: Sequ
         shared = node.op_type in target.shared_scale
         placement.quantized[output] = placement.quantized[source] if shared else output
     if target.residual == "quantized":
-        _residuals(model, placement)
+        _residuals(model, placement, within)
 
 
-def _residuals(model: ir.Model, placement: Placement) -> None:
+def _light(model: ir.Model, target: Target, within: Within) -> list[ir.Node]:
+    """The operators that have an integer kernel of their own, where calibration sees them."""
+    found = [n for n in nodes(model) if is_op(n, *target.shared_scale, *target.bridging)]
+    return [n for n in found if within.reason(n, _light_output(n, target)) is None]
+
+
+def _residuals(model: ir.Model, placement: Placement, within: Within) -> None:
     """The skip connection of an Add behind a layer, which fuses with the layer only if it comes in integers."""
     layers = {layer.node for layer in placement.layers}
-    for node in model.graph:
+    for node in nodes(model):
         if not is_op(node, "Add") or any(v is None or constant_array(v) is not None for v in node.inputs):
             continue
         mine = [v for v in node.inputs if v is not None and v.producer() in layers and len(list(v.uses())) == 1]
         others = [v for v in node.inputs if v is not None and v not in mine[:1]]
-        if mine and len(others) == 1:
+        if mine and len(others) == 1 and within.reason(node, others[0]) is None:
             placement.quantized.setdefault(others[0], others[0])
             placement.residual.append(node)
 
 
 def _light_nodes(
-    model: ir.Model, read: set[ir.Value], made: set[ir.Value], target: Target, exclude: Sequence[str]
+    chosen: list[ir.Node], read: set[ir.Value], made: set[ir.Value], target: Target, exclude: Sequence[str]
 ) -> tuple[list[ir.Node], dict[ir.Node, str]]:
     """Light operators whose inputs are integer anyway and whose output an integer operator reads: rounding them costs
     no accuracy that is not already paid. Shrunk until it holds for all of them together.
 
     Also the bridging operators that were left out, with the reason.
     """
-    chosen = [n for n in model.graph if is_op(n, *target.shared_scale, *target.bridging)]
     left: dict[ir.Node, str] = {}
     while True:
         wanted = read | {value for node in chosen for value in _data_inputs(node)}

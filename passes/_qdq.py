@@ -73,14 +73,15 @@ class Writer:
         self.model = model
         self.taken = taken
         self._first = next(node for node in model.graph if not is_op(node, "Constant"))
-        self._parameters: dict[tuple[float, int, str], tuple[ir.Value, ir.Value]] = {}
-        self._weights: dict[tuple[ir.Value, int, str, bytes], ir.Value] = {}
+        self._parameters: dict[tuple[ir.Graph, float, int, str], tuple[ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[ir.Graph, ir.Value, int, str, bytes], ir.Value] = {}
 
     def activation(self, value: ir.Value, parameters: Affine) -> ir.Value:
         """``value`` -> QuantizeLinear -> DequantizeLinear; returns what readers shall read instead."""
-        graph = self.model.graph
+        producer = value.producer()
+        graph = _home(producer) if producer is not None else self.model.graph
         base = _short(value.name or "value")
-        scale, zero = self._pair(base, parameters)
+        scale, zero = self._pair(graph, base, parameters)
         quantize = ir.node("QuantizeLinear", [value, scale, zero])
         quantize.name = fresh(f"{base}_quantize", self.taken)
         quantize.outputs[0].name = fresh(f"{base}_quantized", self.taken)
@@ -89,49 +90,50 @@ class Writer:
         result = dequantize.outputs[0]
         result.name = fresh(f"{base}_dequantized", self.taken)
         result.type, result.shape = value.type, value.shape
-        producer = value.producer()
         if producer is not None:
             graph.insert_after(producer, [quantize, dequantize])
         else:
             graph.insert_before(self._first, [quantize, dequantize])
         return result
 
-    def _pair(self, base: str, parameters: Affine) -> tuple[ir.Value, ir.Value]:
-        key = (parameters.scale, parameters.zero_point, parameters.kind)
+    def _pair(self, graph: ir.Graph, base: str, parameters: Affine) -> tuple[ir.Value, ir.Value]:
+        key = (graph, parameters.scale, parameters.zero_point, parameters.kind)
         if key not in self._parameters:
             self._parameters[key] = (
-                self._constant(f"{base}_scale", np.asarray(parameters.scale, np.float32)),
-                self._constant(f"{base}_zero_point", np.asarray(parameters.zero_point, parameters.kind)),
+                self._constant(graph, f"{base}_scale", np.asarray(parameters.scale, np.float32)),
+                self._constant(graph, f"{base}_zero_point", np.asarray(parameters.zero_point, parameters.kind)),
             )
         return self._parameters[key]
 
     def weight(self, value: ir.Value, weight: IntegerWeight, reader: ir.Node) -> ir.Value:
         """Integer initializer -> DequantizeLinear; layers that share a weight and its scales share this too."""
-        key = (value, weight.axis, weight.kind, weight.scale.tobytes())
+        graph = _home(reader)
+        key = (graph, value, weight.axis, weight.kind, weight.scale.tobytes())
         if key not in self._weights:
             base = _short(value.name or "weight")
-            data = self._constant(f"{base}_quantized", weight.data)
-            scale = self._constant(f"{base}_scale", weight.scale)
-            zero = self._constant(f"{base}_zero_point", weight.zero_point)
+            data = self._constant(graph, f"{base}_quantized", weight.data)
+            scale = self._constant(graph, f"{base}_scale", weight.scale)
+            zero = self._constant(graph, f"{base}_zero_point", weight.zero_point)
             self._weights[key] = self._dequantize(base, [data, scale, zero], weight.axis, reader)
         return self._weights[key]
 
     def bias(self, value: ir.Value, data: NDArray[np.int32], scale: NDArray[np.float32], reader: ir.Node) -> ir.Value:
         """int32 initializer -> DequantizeLinear with zero point 0."""
         base = _short(value.name or "bias")
+        graph = _home(reader)
         parts = [
-            self._constant(f"{base}_quantized", data),
-            self._constant(f"{base}_scale", scale),
-            self._constant(f"{base}_zero_point", np.zeros(scale.shape, np.int32)),
+            self._constant(graph, f"{base}_quantized", data),
+            self._constant(graph, f"{base}_scale", scale),
+            self._constant(graph, f"{base}_zero_point", np.zeros(scale.shape, np.int32)),
         ]
         return self._dequantize(base, parts, 0, reader)
 
-    def float_bias(self, value: ir.Value, data: NDArray[np.float32]) -> ir.Value:
+    def float_bias(self, value: ir.Value, data: NDArray[np.float32], reader: ir.Node) -> ir.Value:
         """A bias of its own for one layer, where the target adds biases in float."""
-        return self._constant(_short(value.name or "bias"), data)
+        return self._constant(_home(reader), _short(value.name or "bias"), data)
 
-    def _constant(self, base: str, array: NDArray[Any]) -> ir.Value:
-        return add_constant(self.model, self.model.graph, base, array, self.taken)
+    def _constant(self, graph: ir.Graph, base: str, array: NDArray[Any]) -> ir.Value:
+        return add_constant(self.model, graph, base, array, self.taken)
 
     def _dequantize(self, base: str, inputs: list[ir.Value], axis: int, reader: ir.Node) -> ir.Value:
         node = ir.node("DequantizeLinear", inputs, attributes={"axis": axis})
@@ -139,8 +141,15 @@ class Writer:
         node.outputs[0].name = fresh(f"{base}_dequantized", self.taken)
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         node.outputs[0].shape = inputs[0].shape
-        self.model.graph.insert_before(reader, [node])
+        _home(reader).insert_before(reader, [node])
         return node.outputs[0]
+
+
+def _home(node: ir.Node) -> ir.Graph:
+    """The graph a node stands in, where all that is written for it has to stand: the runtime makes one kernel only of
+    nodes and constants of one graph."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
 
 
 def redirect(old: ir.Value, new: ir.Value, readers: set[ir.Node] | None) -> None:

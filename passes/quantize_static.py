@@ -202,7 +202,7 @@ class QuantizeStatic(Pass):
         if site is not None and old_bias is not None and bias is not None:
             corrected = bias.reshape(-1) - rounding.shift
             if target.bias == "float32":
-                new_bias = writer.float_bias(old_bias, corrected.reshape(bias.shape).astype(bias.dtype))
+                new_bias = writer.float_bias(old_bias, corrected.reshape(bias.shape).astype(bias.dtype), layer.node)
             else:
                 integers, scale = round_bias(corrected, data.scale, weight.scale)
                 new_bias = writer.bias(old_bias, integers, scale, layer.node)

@@ -280,14 +280,15 @@ class Pricing:
         integer: Mapping[str, bool],
     ) -> tuple[str, str] | None:
         """(key, which of those with this key) that ``one`` belongs to; None: to what runs in float anyway."""
-        around = [made_by.get(name) for name in one.reads[:1]] + [read_by.get(name) for name in one.writes[:1]]
+        before = made_by.get(one.reads[0]) if one.reads else None
+        around = [before, read_by.get(one.writes[0]) if one.writes else None]
         if one.op_type in _LAYOUT:  # beside a conversion it is part of that
             near = next((n for n in around if n is not None and n.op_type in _CONVERSIONS), None)
             if near is not None:
                 return self._place(near, origin, made_by, read_by, integer)
         node = origin[one.name]
-        if node is None and around[0] is not None:
-            node = origin[around[0].name]
+        if node is None and before is not None:
+            node = origin[before.name]
         if node is None:
             return None
         if node.op_type in _CONVERSIONS and one.op_type in _CONVERSIONS:

@@ -130,7 +130,8 @@ class Search:
         """The regions of the model, and their prices as far as they are known."""
         target = get_target(self.context.target)
         placement = place(self.exact, target, exclude=self.step.exclude, include=self.step.include)
-        self.units = units(placement, target)
+        # What stands in a branch is not profiled by itself: it is as the rules say, and timed as part of the whole.
+        self.units = [unit for unit in units(placement, target) if unit.nodes[0].graph is self.exact.graph]
         threads = self.context.threads or 1
         sizes = {name: array.shape for name, array in self.feeds[0].items()}
         known = shapes(to_proto(self.exact), sizes)

@@ -1,0 +1,50 @@
+"""Values inside the branches of an If handed out to the main graph, where a run can return them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+_LIFTED = "graphopt.lifted:"
+
+
+def lift(graph: onnx.GraphProto, names: Collection[str]) -> dict[str, str]:
+    """Let every If hand out those of the float32 values ``names`` that its branches make, at any depth.
+
+    ``graph`` is changed. Returns the name each has in ``graph``. The branch that does not make a value hands out a
+    tensor of no elements instead, which is how a run says that the branch was not taken. What a Loop or Scan makes in
+    each of its turns stays inside, and so does what two branches make under one name.
+    """
+    found: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "If" and node.domain in ("", "ai.onnx"):
+            found |= _from_branches(node, names)
+    return found | {name: name for node in graph.node for name in node.output if name in names}
+
+
+def _from_branches(node: onnx.NodeProto, names: Collection[str]) -> dict[str, str]:
+    branches = [a.g for a in node.attribute if a.HasField("g")]
+    made = [lift(branch, names) for branch in branches]
+    found: dict[str, str] = {}
+    for number, inside in enumerate(made):
+        for name, local in inside.items():
+            if sum(name in other for other in made) > 1:
+                continue
+            for other, branch in enumerate(branches):
+                branch.output.add(name=local if other == number else _nothing(branch, name))
+            found[name] = f"{_LIFTED}{name}"
+            node.output.append(found[name])
+    return found
+
+
+def _nothing(branch: onnx.GraphProto, name: str) -> str:
+    """A float32 tensor without elements, made in ``branch``."""
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor("nothing", TensorProto.FLOAT, [0], [])
+    made = f"{_LIFTED}no {name}"
+    branch.node.append(helper.make_node("Constant", [], [made], value=value))
+    return made
