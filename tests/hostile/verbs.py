@@ -13,8 +13,7 @@ from hostile.corpus import OTHER_FILES
 if TYPE_CHECKING:
     from hostile.oracle import Case
 
-_NO_MODEL = {"passes", "targets", "demo", "view"}
-"""Verbs that read no model, and one that serves until it is stopped."""
+_NO_MODEL = {"passes", "targets", "demo"}
 
 _MORE: dict[str, list[str]] = {
     "extract": ["--outputs", "y"],

@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {"code": code, "out": texts[0], "err": texts[1], "cpu": _cpu() - before, "peak": peak, "base": base}
 
 
+def _viewer() -> types.ModuleType:
+    """What stands for netron: it would serve until it is stopped."""
+    found = types.ModuleType("netron")
+    vars(found).update({"start": lambda *_, **__: ("localhost", 1), "wait": lambda: None, "stop": lambda *_: None})
+    vars(found)["serve"] = found.start
+    return found
+
+
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     requests = os.fdopen(os.dup(0), "r")
@@ -88,6 +97,7 @@ def main() -> None:
     import graphopt.inspection
 
     assert graphopt.api
+    sys.modules["netron"] = _viewer()
     sys.argv[0] = "graphopt"
     print("ready", file=channel, flush=True)
     for line in requests:
