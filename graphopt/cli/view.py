@@ -61,7 +61,7 @@ def _content(model: str) -> bytes | None:
 
     proto = read_proto(model)
     if not Path(model).is_file():
-        return proto.SerializeToString()
+        return bytes(proto.SerializeToString())
     files = ExternalFiles(Path.cwd() / Path(model).parent)
     for tensor in (*dense_tensors(proto), *opaque_tensors(proto)):
         files.check(tensor)
