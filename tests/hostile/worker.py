@@ -99,6 +99,8 @@ def main() -> None:
     assert graphopt.api
     sys.modules["netron"] = _viewer()
     sys.argv[0] = "graphopt"
+    gc.collect()
+    gc.freeze()  # what is imported stays: to look through it after every request takes longer than most of them
     print("ready", file=channel, flush=True)
     for line in requests:
         print(json.dumps(run(json.loads(line))), file=channel, flush=True)
