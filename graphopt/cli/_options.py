@@ -272,7 +272,7 @@ limits = _stack(
         metavar="N",
         callback=_budget("nodes"),
         expose_value=False,
-        help="Nodes its own functions may become (default 100000).",
+        help="Nodes its own functions may become (default fits the file).",
     ),
 )
 """What :mod:`graphopt.budgets` keeps, of every verb that loads a model."""
