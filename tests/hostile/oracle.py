@@ -28,7 +28,8 @@ def codes(kind: Kind, verb: str) -> tuple[int, ...]:
     if verb == "view" and not kind.name.startswith("external-"):  # a broken model is worth looking at
         return _LOAD[OK if kind.outcome in (OK, UNRUN) else ANY]
     if kind.name.startswith("data-"):  # of numbers that mean nothing, a result may be held back by a gate
-        return (*_LOAD[kind.outcome], 1) if kind.outcome == ANY else _LOAD[kind.outcome]
+        nothing = (3,) if kind.outcome != REFUSED and verb not in ("quantize", "compare") else ()
+        return (*_LOAD[kind.outcome], *nothing, 1) if kind.outcome == ANY else (*_LOAD[kind.outcome], *nothing)
     if verb in ("optimize", "view"):
         return _LOAD[kind.outcome]
     return _RUN[kind.outcome] if kind.seen == kind.outcome else (0, 1, 2, 3)
