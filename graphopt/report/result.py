@@ -192,15 +192,23 @@ def notes(report: dict[str, Any]) -> list[Text]:
     for key in ("data", "eval_data"):
         about = report.get(key) or {}
         name = key.replace("_", " ")
-        found += [f"WARNING: {name}: {text}, so it is left out" for text in about.get("skipped", [])[:_TOLD]]
-        more = len(about.get("skipped", [])) - _TOLD
-        found += [f"WARNING: {name}: {more} more samples are left out"] if more > 0 else []
         found += [f"{name}: {text}" for text in about.get("notes", [])]
     reproducers = [report.get("reproducer"), *(entry.get("reproducer") for entry in report.get("ledger", []))]
     found += [f"reproducer: {path}" for path in reproducers if path]
-    warnings = [n for n in found if n.startswith("WARNING")]
+    warnings = [Text(n, style="yellow") for n in dict.fromkeys(found) if n.startswith("WARNING")]
     others = [f"note: {n}" for n in found if not n.startswith("WARNING")]
-    return [Text(w, style="yellow") for w in dict.fromkeys(warnings)] + [dim(n) for n in dict.fromkeys(others)]
+    return [*warnings, *left_out(report), *(dim(n) for n in dict.fromkeys(others))]
+
+
+def left_out(report: dict[str, Any]) -> list[Text]:
+    """Samples that could not be used."""
+    lines = []
+    for key in ("data", "eval_data"):
+        texts = (report.get(key) or {}).get("skipped", [])
+        name = key.replace("_", " ")
+        lines += [f"WARNING: {name}: {text}, so it is left out" for text in texts[:_TOLD]]
+        lines += [f"WARNING: {name}: {len(texts) - _TOLD} more samples are left out"] if len(texts) > _TOLD else []
+    return [Text(line, style="yellow") for line in lines]
 
 
 def gates(report: dict[str, Any]) -> list[Text]:
