@@ -109,9 +109,8 @@ def _feeds(model: ir.Model, options: Options) -> tuple[list[dict[str, Any]], lis
     if options.data is None:
         return [dict(feed) for feed in runnable_feeds(model, Session(model), count, seed=options.seed)], []
     dataset, described = load_samples(options.data, model, options)
-    return [
-        dict(data_module.feeds(sample, inputs)) for sample, _ in zip(dataset, range(count), strict=False)
-    ], described
+    chosen = (sample for sample, _ in zip(dataset, range(count), strict=False))
+    return [dict(data_module.feeds(sample, inputs)) for sample in chosen], described["skipped"]
 
 
 def _ort(model: ir.Model, feeds: list[Any], folder: Path, options: Options) -> tuple[list[Sample], dict[str, Any]]:

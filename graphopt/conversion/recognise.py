@@ -55,11 +55,11 @@ def recognise(text: str, kind: str | None = None) -> Source:
             raise InputError(f"{shown(text)} is a Python file; name the function that returns the model: {path}:make")
         return Source(path, kind or _imports(path), function)
     if colon:
-        raise InputError(f"{shown(str(path))} is no Python file, so it has no function '{function}'")
+        raise InputError(f"{shown(str(path))} is no Python file, so it has no function '{function}'; name a .py file")
     found = _folder(path) if path.is_dir() else _file(path)
     if isinstance(found, _Unknown):
         if kind is None:
-            raise InputError(f"{shown(text)} {found.why}")
+            raise InputError(f"{shown(text)} {found.why}" + ("" if ";" in found.why else f"; {_SAY}"))
         found = kind
     return Source(path, kind or found)
 
