@@ -5,8 +5,8 @@
 Each file is given to the tool in a process of its own, forked from one that imported the tool, under 2 GB and 20 CPU
 seconds. ``survived``: no crash, no hang, not out of memory, nothing changed beside the input or in the working folder,
 and nothing of what lies outside came out. ``as it should be``: besides, what is good is taken and what graphopt refuses
-raises an error; of random damage either will do. Where graphopt is stricter than the standard asks that counts against
-a tool that is not, so the two numbers are printed side by side.
+raises an error; of random damage and of what no runtime here can run, either will do. Where graphopt is stricter than
+the standard asks, that counts against a tool that is not, so the two numbers are printed side by side.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _waited(child: int) -> dict[str, Any]:
 
 def judged(kind: Any, answer: dict[str, Any], said: str, case: Any, before: dict[str, Any]) -> tuple[bool, bool, str]:
     """(survived, as it should be, why not)."""
-    from hostile.corpus import ANY, REFUSED
+    from hostile.corpus import ANY, REFUSED, UNRUN
     from hostile.escapes import SECRET
     from hostile.oracle import contents_of
 
@@ -122,12 +122,12 @@ def judged(kind: Any, answer: dict[str, Any], said: str, case: Any, before: dict
         return False, False, "leaks"
     if contents_of(case.work) != before or any(case.here.iterdir()):
         return False, False, "leaves or changes files"
-    if kind.outcome == ANY or (code == RAISED) == (kind.outcome == REFUSED):
+    if kind.outcome in (ANY, UNRUN) or (code == RAISED) == (kind.outcome == REFUSED):
         return True, True, ""
     return True, False, "refuses what is good" if code == RAISED else "takes what is broken"
 
 
-def measured(tool: str, python: str, kinds: list[Any]) -> Counter[str]:
+def measured(tool: str, python: str, kinds: list[Any], verbose: bool) -> Counter[str]:
     """Counts of one tool."""
     from hostile.oracle import Case, contents_of
 
@@ -154,6 +154,8 @@ def measured(tool: str, python: str, kinds: list[Any]) -> Counter[str]:
                 survived, right, why = judged(kind, answer, text, case, before)
                 counts.update(kinds=1, survived=survived, right=right)
                 counts[why] += 1
+                if why and verbose:
+                    print(f"  {kind.name}: {why}: {' '.join(text.split())[-150:]}", flush=True)
         process.stdin.close()
     return counts
 
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--python", help="an interpreter that has the tools")
     parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th kind, beginning with the I-th")
+    parser.add_argument("-v", "--verbose", action="store_true", help="name what is not as it should be")
     chosen = parser.parse_args()
     if chosen.serve:
         serve(chosen.serve)
@@ -177,7 +180,7 @@ def main() -> None:
     kinds = [kind for kind in models() if not kind.options][first - 1 :: step]
     print(f"{'tool':12}{'kinds':>6}{'survived':>10}{'as it should be':>17}", flush=True)
     for tool in chosen.tools.split(","):
-        counts = measured(tool, chosen.python or sys.executable, kinds)
+        counts = measured(tool, chosen.python or sys.executable, kinds, chosen.verbose)
         why = ", ".join(
             f"{n} {name}" for name, n in counts.most_common() if name not in ("kinds", "survived", "right", "")
         )
