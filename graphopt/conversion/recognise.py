@@ -14,6 +14,7 @@ from graphopt.conversion.exported_program import what_runs
 from graphopt.conversion.front_ends import FRONT_ENDS
 from graphopt.errors import InputError, did_you_mean
 from graphopt.external import shown
+from graphopt.opened import open_regular
 
 HEAD = 1 << 16
 """Bytes of a file that are looked at."""
@@ -159,7 +160,7 @@ _MAGIC: tuple[tuple[int, bytes, str | _Unknown], ...] = (
 
 def _file(path: Path) -> str | _Unknown:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path, shown(str(path))) as stream:
             head = stream.read(HEAD)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
