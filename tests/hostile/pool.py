@@ -16,7 +16,7 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _WORKER = Path(__file__).with_name("worker.py")
-WALL_SECONDS = 300
+WALL_SECONDS = 100
 _REQUESTS = 150
 """After so many a worker is replaced, so that nothing that piles up in it is taken for a kind's own memory."""
 
