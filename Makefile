@@ -25,7 +25,7 @@ test: lint  ## everything; tests on real models run where `make models` has fetc
 	$(BIN)/python -m pytest -n $(JOBS)
 
 hostile: $(VENV)/.installed  ## every kind of hostile file on every verb; `make test` runs each on two
-	GRAPHOPT_KILLS=100 $(BIN)/python -m pytest -q tests/test_storage.py -k kill
+	GRAPHOPT_FAULTS=100 $(BIN)/python -m pytest -q tests/hostile/test_memory.py
 	$(BIN)/python tests/hostile
 
 lint: $(VENV)/.installed

@@ -111,7 +111,7 @@ def bisect(
     }
     merged.eval_data = merged.data  # nothing has to be held back
     context = make_context(loaded, merged, report)
-    report.pop("eval_data", None)
+    report["data"] = report.pop("eval_data", None)
     context.progress(0, None, "running the passes")
     result = PassManager(pipeline, verify=merged.verify).run(loaded, context)
     report["notes"] += result.notes

@@ -15,19 +15,22 @@ from graphopt.sizes import parse_size
 
 _BASE = 512 * 2**20
 _FACTOR = 32
-_STEPS_PER_SECOND = 2_000_000
-"""Nodes that ONNX Runtime gets through at best; a loop with more of them cannot end in the time there is."""
+_NODES = 10_000
+_NODES_FACTOR = 32
+_MOST_NODES = 100_000
+_STEPS_PER_SECOND = 100_000
+"""Nodes of loops: ONNX Runtime gets through two million in a second, and a verb runs a model some twenty times."""
 
 
 @dataclass(frozen=True)
 class Budgets:
     """``memory``: bytes that the values of one run may take at once (None: :meth:`allowed` says); ``seconds``: how long
     one run may take where a loop's trips are not known beforehand; ``nodes``: how many may come out of the model's own
-    functions; ``calls``: how deep these may call each other."""
+    functions (None: :meth:`allowed_nodes` says); ``calls``: how deep these may call each other."""
 
     memory: int | None = None
     seconds: float = 10.0
-    nodes: int = 100_000
+    nodes: int | None = None
     calls: int = 200
 
     @property
@@ -38,6 +41,10 @@ class Budgets:
     def allowed(self, held: int) -> int:
         """Bytes that values may take at once in a model whose weights and inputs take ``held``."""
         return self.memory if self.memory is not None else min(_BASE + _FACTOR * held, total_memory() // 2)
+
+    def allowed_nodes(self, written: int) -> int:
+        """How many nodes the functions of a model may become in whose file ``written`` nodes stand."""
+        return self.nodes if self.nodes is not None else min(max(_NODES, _NODES_FACTOR * written), _MOST_NODES)
 
 
 def total_memory() -> int:

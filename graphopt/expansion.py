@@ -50,16 +50,20 @@ def _functions_problem(proto: onnx.ModelProto) -> str | None:
     bodies = {(_domain(f.domain), f.name, f.overload): f.node for f in proto.functions}
     nodes: dict[Identity, int] = {}
     depth: dict[Identity, int] = {}
+    written = 0
     for identity in _callees_first(bodies):
         called = list(_all_nodes(bodies[identity]))
+        written += len(called)
         of = [_identity(n) for n in called]
         nodes[identity] = sum(nodes.get(o, 1) for o in of)
         depth[identity] = 1 + max((depth.get(o, 0) for o in of), default=0)
-    made = sum(nodes[i] for n in _all_nodes(proto.graph.node) if (i := _identity(n)) in nodes)
+    main = [_identity(node) for node in _all_nodes(proto.graph.node)]
+    made = sum(nodes[i] for i in main if i in nodes)
     deepest = max(depth.values(), default=0)
-    if made > allowed.nodes:
+    room = allowed.allowed_nodes(written + len(main))
+    if made > room:
         return (
-            f"would be {rounded(made)} nodes once its functions are put in, more than {allowed.nodes}; "
+            f"would be {rounded(made)} nodes once its functions are put in, more than {room}; "
             "raise --max-nodes if you trust it"
         )
     if deepest > allowed.calls:

@@ -73,7 +73,7 @@ def export(
     merged.settings = {"to": to, "python": python, "max_abs": max_abs, "timeout": timeout}
     target = _target(to, destination)
     loaded, source = read_source(model, merged)
-    feeds = _feeds(loaded, merged)
+    feeds, left_out = _feeds(loaded, merged)
     folder = Path(tempfile.mkdtemp(prefix="graphopt-export-"))
     started = time.perf_counter()
     try:
@@ -82,6 +82,7 @@ def export(
         else:
             samples, answer = _openvino(loaded, feeds, folder, merged, python, timeout)
         report = _report(loaded, source, merged, answer, time.perf_counter() - started, to)
+        report["notes"] += [f"WARNING: data: {text}, so it is left out" for text in left_out]
         _hold(loaded, samples, max_abs, merged, report)
         written = _write(to, folder, target)
     finally:
@@ -101,13 +102,15 @@ def _target(to: str, destination: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _feeds(model: ir.Model, options: Options) -> list[dict[str, Any]]:
+def _feeds(model: ir.Model, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
+    """The inputs to compare on, and which samples cannot be used."""
     inputs, _ = interface(model)
     count = options.samples or _SAMPLES
     if options.data is None:
-        return [dict(feed) for feed in runnable_feeds(model, Session(model), count, seed=options.seed)]
-    dataset, _ = load_samples(options.data, model, options)
-    return [dict(data_module.feeds(sample, inputs)) for sample, _ in zip(dataset, range(count), strict=False)]
+        return [dict(feed) for feed in runnable_feeds(model, Session(model), count, seed=options.seed)], []
+    dataset, described = load_samples(options.data, model, options)
+    chosen = (sample for sample, _ in zip(dataset, range(count), strict=False))
+    return [dict(data_module.feeds(sample, inputs)) for sample in chosen], described["skipped"]
 
 
 def _ort(model: ir.Model, feeds: list[Any], folder: Path, options: Options) -> tuple[list[Sample], dict[str, Any]]:

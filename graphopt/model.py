@@ -170,7 +170,9 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
         raise ModelError(f"{where} is empty; was the export interrupted?")
     try:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
-    except DecodeError:
+    except DecodeError as error:
+        if "alloc failed" in str(error):
+            raise MemoryError(str(error)) from error
         raise ModelError(
             f"{where} is not an ONNX model (the protobuf does not parse: truncated, or another format); export it again"
         ) from None

@@ -20,7 +20,7 @@ _PIPES = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 """Where a shell puts the other end of ``<(command)``: pipes that somebody writes to."""
 
 
-def _open_regular(path: Path, where: str) -> IO[bytes]:
+def open_regular(path: Path, where: str) -> IO[bytes]:
     """``path`` for reading, if it is a plain file, or a pipe that the shell has made.
 
     Opening never waits: a named pipe nobody writes to, or a device that never ends, would hold up whoever reads it.
@@ -91,7 +91,7 @@ def read_file(path: Path) -> bytes:
     """
     where = shown(str(path))
     try:
-        with _open_regular(path, where) as stream:
+        with open_regular(path, where) as stream:
             return _bounded(stream, where)
     except FileNotFoundError:
         raise InputError(f"no such file: {where}; check the path") from None

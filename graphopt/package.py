@@ -25,6 +25,7 @@ import onnx
 from graphopt.errors import InputError, ModelError
 from graphopt.external import shown
 from graphopt.model import graphs, read_proto
+from graphopt.opened import open_regular
 from graphopt.storage import replacing
 
 MAGIC = b"graphopt package 1\n"
@@ -194,7 +195,7 @@ def unpack(package: Path, target: Path, told: Told = lambda done, total: None) -
     zstd = _zstd()
     where = shown(str(package))
     try:
-        with package.open("rb") as stream:
+        with open_regular(package, where) as stream:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise ModelError(f"{where} is no graphopt package; make one with graphopt compress --package")
             manifest = _checked(_read_json(stream, where), where)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
 from graphopt.base import Context, Gates, Pass, Pipeline, Progress
-from graphopt.errors import InputError, ModelError
+from graphopt.errors import DataError, InputError, ModelError
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.judge import Verdict, judge
 from graphopt.ledger import RunResult
@@ -196,10 +196,20 @@ def as_metric(given: Any) -> Metric | None:
 
 
 def load_samples(spec: Any, model: ir.Model, options: Options) -> tuple[Dataset, dict[str, Any]]:
-    """The usable samples, after a dry run over all of them, and what to report of them."""
+    """The usable samples, after a dry run over all of them, and what to report of them.
+
+    Raises:
+        DataError: as :func:`graphopt.data.summarize`; with ``options.strict`` where any sample cannot be used.
+    """
     inputs, _ = interface(model)
     dataset = data_module.load_data(spec, inputs, limit=options.samples, seed=options.seed, image=options.image)
     summary = data_module.summarize(dataset, inputs)
+    if options.strict and summary.skipped:
+        count, every = len(summary.skipped), len(dataset)
+        raise DataError(
+            f"{summary.skipped[0]} ({count} of {every} samples in {dataset.source} cannot be used); take them out, or "
+            "leave out --strict"
+        )
     described = {
         "source": dataset.source,
         "samples": len(summary.kept),

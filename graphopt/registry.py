@@ -66,6 +66,8 @@ def get(name: str) -> type[Pass]:
         raise InputError(f"unknown pass '{name}'; {hint}")
     try:
         found = EntryPoint(name, known[name], GROUP).load()
+    except MemoryError:
+        raise
     except (Exception, SystemExit) as error:  # somebody else's package may raise anything while it is imported
         raise InputError(
             f"pass '{name}' cannot be imported from {known[name]}: {one_line(error)}; is its package whole?"

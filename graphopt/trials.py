@@ -78,7 +78,8 @@ class Trials:
             approximate=False,
         )
         if verdict.comparison is None:
-            raise InputError(f"tune has to run the model and cannot: {'; '.join(verdict.notes)}")
+            why = ", ".join(verdict.notes)
+            raise InputError(f"tune has to run the model and cannot: {why}; try graphopt optimize, or another runtime")
         score = verdict.metric.original if verdict.metric is not None else math.inf
         return Candidate(
             "original", {}, (1.0, 1.0, 1.0), score, bytes=size, holds=True, digest=fingerprint(self.original)

@@ -82,6 +82,8 @@ class Prune(Pass):
         channels = self.find(model, context)
         result = PassResult(skipped=gone + left_alone(channels))
         if not any(group.free for group in channels.groups):
+            if not result.skipped:
+                result.skipped.append(Skip("(graph)", "it has no two layers of which one reads what the other makes"))
             return result
         keep = choose(channels, self.paths(model, channels, context), self.of, self.left, self.multiple)
         if keep.all():

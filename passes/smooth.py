@@ -61,7 +61,7 @@ class Smooth(Pass):
             if value not in forms or forms[value] not in seen or not context.allows(self.name, site):
                 continue
             scale, before, after = _best(nodes, seen[forms[value]])
-            if after > _WORTH * before:
+            if after >= _WORTH * before:  # also where there is no error to begin with
                 result.skipped.append(Skip(site, f"{nodes[0].op_type}: its input's channels are even enough"))
                 continue
             where = _apply(model, value, nodes, scale, taken)

@@ -6,7 +6,7 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -17,9 +17,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import fuzz
+import fuzz_verbs
 from growing_layers import Made, graphs, make
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult
+from graphopt.errors import NothingDone
 from graphopt.graph import nodes
 from graphopt.session import Session
 
@@ -118,3 +120,43 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("seed", [35, 8017, 8062, 50327])
 def test_graphs_that_once_failed(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert fuzz.main(["--graphs", "1", "--seed", str(seed)]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("verb", "graphs"), [("quantize", 12), ("prune", 12), ("compress", 12), ("halves", 20)])
+def test_a_slice_of_every_verb(verb: str, graphs: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Among them graphs that once failed: 108 of quantize (zeros only, in smooth)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuzz_verbs.Simplify, "check", fuzz_verbs.Simplify.check)  # put back afterwards
+        code = fuzz_verbs.main([verb, "--graphs", str(graphs), "--seed", "100"])
+    told = capsys.readouterr().out
+    assert code == 0, told
+    assert "no reason was given" not in told
+    assert int(told.split(" done")[0].split()[-1]) >= graphs // 2, told
+
+
+@pytest.mark.parametrize("what", ["the report says", "depends on names", "not idempotent", "crash"])
+def test_what_a_verb_does_wrong_is_seen(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz_verbs.Simplify, "check", fuzz_verbs.Simplify.check)
+    fuzz_verbs.without_onnxsim()
+    calls = 0
+
+    def spoiled(model: Any, made: Made, rnd: random.Random) -> Any:
+        """Right at first, at the second run (of what the first made) or the third (of the same with other names)."""
+        nonlocal calls
+        calls += 1
+        if isinstance(model, bytes) and what != "not idempotent":
+            raise NothingDone("as it should be; nothing")
+        found = fuzz_verbs.compress(made.model, made, rnd)
+        if what == "the report says":
+            for row in found.report["comparison"]["outputs"]:
+                row.update(sqnr_db=3.0, identical=False)
+        elif what == "crash":
+            raise ZeroDivisionError("on purpose")
+        elif calls > 1:
+            found.ir_model.graph.append(ir.node("Identity", [found.ir_model.graph.outputs[0]], name="more"))
+        return found
+
+    monkeypatch.setitem(fuzz_verbs.VERBS, "compress", spoiled)
+    made = make(random.Random(102), 18, fuzz_verbs.WIDE)
+    _, problems = fuzz_verbs.examine("compress", made, 102)
+    assert any(problem.startswith(what) for problem in problems), problems

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from builders import chain, model, value, weight
+from builders import chain, external, model, value, weight
 from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
@@ -407,6 +407,21 @@ def test_view_opens_netron(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "http://localhost:9000" in capsys.readouterr().out
     assert run(["view", str(DIGITS)]) == 0
     assert fake.calls[3] == ("start", (str(DIGITS), None, True))
+
+
+def test_view_hands_on_no_model_that_points_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeNetron()
+    monkeypatch.setitem(sys.modules, "netron", fake)
+    (tmp_path / "in").mkdir()
+    outside = external(tmp_path / "in", "../secret.bin")
+    assert run(["view", str(outside)]) == 2
+    assert "lies outside the model's folder" in capsys.readouterr().err
+    assert not fake.calls
+    within = external(tmp_path / "in")
+    assert run(["view", str(within)]) == 0
+    assert fake.calls[0] == ("start", (str(within), None, True))
 
 
 def test_view_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

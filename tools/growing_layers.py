@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,37 @@ def matmul(g: Graph) -> None:
         bias = g.constant(np.linspace(-1, 1, out, dtype=v.dtype))
         names = [made.name, bias]
         g.add("Add", names[::-1] if g.maybe(0.3) else names, v.dtype, made.dims, True)
+
+
+def stack(g: Graph, widths: Sequence[int] = (4, 6, 8), layers: int = 2) -> None:
+    """Layers with hidden values between them that nobody else reads, and weights that are no round numbers."""
+    v = g.any(lambda v: v.dtype == "float32" and v.rank > 1 and v.dims[1].fixed is not None and v.elements < 100)
+    if v is None or (v.rank != 4 and v.dims[-1].fixed is None):
+        return
+    rng = np.random.default_rng(g.rnd.randrange(2**32))
+    hidden, axis = g.pick(widths), 1 if v.rank == 4 else -1
+    for layer in range(layers):
+        into, out = v.dims[axis].sizes[0], g.pick([2, 3]) if layer == layers - 1 else hidden
+        dims = list(v.dims)
+        dims[axis] = fixed(out)
+        if v.rank == 4:
+            pad = g.pick([0, 1])
+            names = [v.name, g.constant(rng.normal(size=(out, into, 1 + 2 * pad, 1 + 2 * pad)).astype(np.float32))]
+            names += [g.constant(rng.normal(size=out).astype(np.float32))] if g.maybe(0.5) else []
+            v = g.add("Conv", names, v.dtype, dims, True, kernel_shape=[1 + 2 * pad] * 2, pads=[pad] * 4)
+        else:
+            v = g.add(
+                "MatMul", [v.name, g.constant(rng.normal(size=(into, out)).astype(np.float32))], v.dtype, dims, True
+            )
+        if layer < layers - 1:
+            g.values.remove(v)
+            v = g.add(g.pick(["Relu", "Tanh", "Sigmoid", "Abs"]), [v.name], v.dtype, dims, True)
+            g.values.remove(v)
+
+
+def wide_stack(g: Graph) -> None:
+    """With a weight that is large enough to be worth compressing."""
+    stack(g, (32, 40), 3)
 
 
 def layer_norm(g: Graph) -> None:
@@ -240,6 +272,14 @@ GROWN = (
 )
 """What a graph grows by; twice what matters more."""
 
+LAYERED = (
+    *(grower for grower in GROWN if grower is not fake_quantized),
+    *(conv, matmul, stack, stack, growing.unary) * 4,
+)
+"""The same with many layers in it, none quantized already."""
+
+WIDE = (*LAYERED, *(wide_stack,) * 8)
+
 
 @dataclass
 class Made:
@@ -251,9 +291,9 @@ class Made:
     overridable: dict[str, np.ndarray]
 
 
-def make(rnd: random.Random, nodes: int = 14) -> Made:
+def make(rnd: random.Random, nodes: int = 14, growers: Sequence[Callable[[Graph], None]] = GROWN) -> Made:
     """A model of about so many nodes."""
-    graph = Graph(rnd, rnd.choice([13, 17, 21]), GROWN)
+    graph = Graph(rnd, rnd.choice([13, 17, 21]), growers)
     axes = [Dim((SIZES[0][n], SIZES[1][n]), n) for n in ("N", "T")]
     inputs = [Value("x", "float32", (axes[0], fixed(2), axes[1], fixed(4)))]
     for name in ("y", "z", "w")[: rnd.randrange(4)]:

@@ -88,7 +88,7 @@ GUARDS = (
         "attribute or constant",
     ),
     kinds("operators: ranks", "schemas", "if rank > MAX_RANK else None", "if False else None", "type"),
-    kinds("functions: nodes they become", "expansion", "if made > allowed.nodes:", "if False:", "tower"),
+    kinds("functions: nodes they become", "expansion", "if made > room:", "if False:", "tower"),
     kinds("functions: depth of calls", "expansion", "if deepest > allowed.calls:", "if False:", "function"),
     kinds("numbers counted by a Range", "expansion", "if count > _COUNTED:", "if False:", "range"),
     kinds("lists joined with themselves", "expansion", "if size > limit:", "if False:", "doubling"),

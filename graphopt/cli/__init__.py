@@ -179,13 +179,26 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         from graphopt.errors import GraphoptError, RuntimeFailure
 
+        if _memory_ran_out(error):
+            return _fail("out of memory; give fewer or smaller samples, or a machine with more", 2, error)
         if isinstance(error, RuntimeFailure) and ";" not in str(error):  # the runtime says what, never what to do
             return _fail(f"{error}; does it need operators, data or memory that are not here?", 2, error)
         if isinstance(error, GraphoptError):
             return _fail(str(error), int(error.exit_code), error)
-        if isinstance(error, MemoryError):
-            return _fail("out of memory; give fewer or smaller samples, or a machine with more", 2, error)
         return _fail(f"internal error: {type(error).__name__}: {error}; run again with -v and report it", 4, error)
+
+
+def _memory_ran_out(error: BaseException | None) -> bool:
+    """Whether that is behind it: MemoryError, or protobuf's word for it (what is too large for it is told before)."""
+    from graphopt.errors import GraphoptError, RuntimeFailure
+
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "EncodeError":
+            return True
+        if isinstance(error, GraphoptError) and not isinstance(error, RuntimeFailure):
+            return False  # it knows better what that means
+        error = error.__cause__
+    return False
 
 
 def _usage(error: click.ClickException) -> str:

@@ -272,7 +272,7 @@ limits = _stack(
         metavar="N",
         callback=_budget("nodes"),
         expose_value=False,
-        help="Nodes its own functions may become (default 100000).",
+        help="Nodes its own functions may become (default fits the file).",
     ),
 )
 """What :mod:`graphopt.budgets` keeps, of every verb that loads a model."""
@@ -324,7 +324,7 @@ _running = (
         type=Choice(["end", "each", "off"]),
         help="When exact passes are compared with the original (default end).",
     ),
-    click.option("--strict", is_flag=True, help="Exit 1 if a pass had to be reverted."),
+    click.option("--strict", is_flag=True, help="Exit 1 if a pass had to be reverted, 2 if a sample is unusable."),
     click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For everything random (default 0)."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads ONNX Runtime may use."),
 )

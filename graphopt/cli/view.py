@@ -50,8 +50,19 @@ def command(model: str, no_browser: bool, port: int | None, as_json: bool, verbo
 
 
 def _content(model: str) -> bytes | None:
-    """What was piped in; None for a file, which netron reads itself (with its data file)."""
+    """What was piped in; None for a file, which netron reads itself, with its data file once that passed the gate.
+
+    Raises:
+        InputError, ModelError: not a model, or its external data is missing, lies, or points outside.
+    """
+    from graphopt.external import ExternalFiles
     from graphopt.model import read_proto
+    from graphopt.residue import dense_tensors, opaque_tensors
 
     proto = read_proto(model)
-    return proto.SerializeToString() if not Path(model).is_file() else None
+    if not Path(model).is_file():
+        return bytes(proto.SerializeToString())
+    files = ExternalFiles(Path.cwd() / Path(model).parent)
+    for tensor in (*dense_tensors(proto), *opaque_tensors(proto)):
+        files.check(tensor)
+    return None

@@ -14,6 +14,7 @@ from graphopt.conversion.exported_program import what_runs
 from graphopt.conversion.front_ends import FRONT_ENDS
 from graphopt.errors import InputError, did_you_mean
 from graphopt.external import shown
+from graphopt.opened import open_regular
 
 HEAD = 1 << 16
 """Bytes of a file that are looked at."""
@@ -55,11 +56,11 @@ def recognise(text: str, kind: str | None = None) -> Source:
             raise InputError(f"{shown(text)} is a Python file; name the function that returns the model: {path}:make")
         return Source(path, kind or _imports(path), function)
     if colon:
-        raise InputError(f"{shown(str(path))} is no Python file, so it has no function '{function}'")
+        raise InputError(f"{shown(str(path))} is no Python file, so it has no function '{function}'; name a .py file")
     found = _folder(path) if path.is_dir() else _file(path)
     if isinstance(found, _Unknown):
         if kind is None:
-            raise InputError(f"{shown(text)} {found.why}")
+            raise InputError(f"{shown(text)} {found.why}" + ("" if ";" in found.why else f"; {_SAY}"))
         found = kind
     return Source(path, kind or found)
 
@@ -159,7 +160,7 @@ _MAGIC: tuple[tuple[int, bytes, str | _Unknown], ...] = (
 
 def _file(path: Path) -> str | _Unknown:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path, shown(str(path))) as stream:
             head = stream.read(HEAD)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -39,6 +39,9 @@ class SkippedSample:
     input: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"sample '{self.sample}' {self.reason} for input '{self.input}'"
+
 
 @dataclass(frozen=True)
 class DataSummary:
@@ -319,8 +322,7 @@ def _none_usable(dataset: Dataset, skipped: Sequence[SkippedSample]) -> DataErro
         return DataError(f"there are no samples (in {dataset.source}); give at least one")
     first = skipped[0]
     return DataError(
-        f"none of the {len(skipped)} samples can be used: sample '{first.sample}' {first.reason} for input "
-        f"'{first.input}' (in {dataset.source}); check how the data was made"
+        f"none of the {len(skipped)} samples can be used: {first} (in {dataset.source}); check how the data was made"
     )
 
 

@@ -8,7 +8,7 @@ from typing import IO, Any
 from rich.text import Text
 
 from graphopt.external import shown
-from graphopt.report.result import dim
+from graphopt.report.result import dim, left_out
 from graphopt.report.text import _page
 from graphopt.report.units import plural
 
@@ -22,6 +22,7 @@ def print_bisection(report: dict[str, Any], *, verbose: bool = False, stream: IO
         page.lines([_heading(report)])
         if report["guilty"]:
             page.block(_row(*line) for line in _found(report, verbose))
+        page.block(left_out(report))
         if verbose or not report["guilty"]:
             page.block(dim(note) for note in report["notes"])
 

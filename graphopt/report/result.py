@@ -14,6 +14,9 @@ from graphopt.report.units import plural, ratio, seconds, size
 SHOWN = 8
 """Rows of one kind on one screen; ``-v`` shows all."""
 
+_TOLD = 3
+"""Samples that were left out, of which each is told."""
+
 _STATUS_STYLE = {"changed": "green", "reverted": "red", "partly reverted": "yellow", "skipped": "yellow"}
 
 
@@ -188,17 +191,24 @@ def notes(report: dict[str, Any]) -> list[Text]:
     found = [n for n in report.get("notes", []) if n]
     for key in ("data", "eval_data"):
         about = report.get(key) or {}
-        texts = (*about.get("notes", []), *_first(about.get("skipped", [])))
-        found += [f"{key.replace('_', ' ')}: {text}" for text in texts]
+        name = key.replace("_", " ")
+        found += [f"{name}: {text}" for text in about.get("notes", [])]
     reproducers = [report.get("reproducer"), *(entry.get("reproducer") for entry in report.get("ledger", []))]
     found += [f"reproducer: {path}" for path in reproducers if path]
-    warnings = [n for n in found if n.startswith("WARNING")]
+    warnings = [Text(n, style="yellow") for n in dict.fromkeys(found) if n.startswith("WARNING")]
     others = [f"note: {n}" for n in found if not n.startswith("WARNING")]
-    return [Text(w, style="yellow") for w in dict.fromkeys(warnings)] + [dim(n) for n in dict.fromkeys(others)]
+    return [*warnings, *left_out(report), *(dim(n) for n in dict.fromkeys(others))]
 
 
-def _first(texts: list[str], limit: int = 3) -> list[str]:
-    return texts[:limit] + ([f"and {len(texts) - limit} more samples left out"] if len(texts) > limit else [])
+def left_out(report: dict[str, Any]) -> list[Text]:
+    """Samples that could not be used."""
+    lines = []
+    for key in ("data", "eval_data"):
+        texts = (report.get(key) or {}).get("skipped", [])
+        name = key.replace("_", " ")
+        lines += [f"WARNING: {name}: {text}, so it is left out" for text in texts[:_TOLD]]
+        lines += [f"WARNING: {name}: {len(texts) - _TOLD} more samples are left out"] if len(texts) > _TOLD else []
+    return [Text(line, style="yellow") for line in lines]
 
 
 def gates(report: dict[str, Any]) -> list[Text]:

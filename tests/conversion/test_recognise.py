@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODELS, ROOT
+from conftest import MODELS, ROOT, run_cli
 
 from graphopt.conversion.archives import fields
 from graphopt.conversion.exported_program import is_size, what_runs
@@ -175,6 +176,15 @@ def test_nothing_of_the_source_runs_and_no_framework_is_imported(workplace: Path
 
 
 # Hostile archives
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders there")
+@pytest.mark.parametrize("verb", ["convert", "unpack"])
+def test_a_pipe_is_not_waited_for(verb: str, workplace: Path) -> None:
+    os.mkfifo("m.pt2")
+    ran = run_cli(verb, "m.pt2", "-o", "o.onnx")
+    assert ran.code == 2
+    assert "m.pt2 is no regular file" in ran.error
 
 
 def test_a_zip_bomb_is_not_unpacked(workplace: Path) -> None:

@@ -188,6 +188,8 @@ def loop(trips: Any, *steps: onnx.NodeProto, condition: str = "c", carried: str 
 STILL = node("Relu", ["s"], ["s2"])
 KINDS.add("loop-of-2-60-trips", REFUSED, loop(2**60, STILL))
 KINDS.add("loop-of-1000-trips", OK, loop(1000, STILL))
+KINDS.add("loop-of-300-thousand-trips", OK, loop(300_000, STILL))
+KINDS.add("loop-of-5-million-trips", REFUSED, loop(5_000_000, STILL), says="loops run")
 KINDS.add("loop-without-end", REFUSED, loop(None, STILL, condition="true"))
 KINDS.add("loop-that-doubles", REFUSED, loop(50, node("Concat", ["s", "s"], ["s2"], axis=0)))
 KINDS.add("loop-that-doubles-without-end", REFUSED, loop(None, node("Concat", ["s", "s"], ["s2"], axis=0)))

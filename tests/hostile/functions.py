@@ -78,6 +78,8 @@ for name, outcome, made in (
     ("attribute-not-given", ANY, lambda: called("A", function("A", [RELU], attributes=["alpha"]))),
     ("tower-3-deep", OK, lambda: tower(3, 3)),
     ("tower-of-4096", OK, lambda: tower(12, 2)),
+    ("tower-of-8192", OK, lambda: tower(13, 2)),
+    ("tower-of-65536", REFUSED, lambda: tower(16, 2)),
     ("tower-2-to-the-20", REFUSED, lambda: tower(20, 2)),
     ("tower-2-to-the-60", REFUSED, lambda: tower(60, 2)),
     ("tower-10-to-the-40", REFUSED, lambda: tower(40, 10)),

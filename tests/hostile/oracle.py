@@ -13,7 +13,7 @@ from hostile.escapes import SECRET
 from hostile.pool import Ran, Worker
 from hostile.worker import CPU_SECONDS, MEMORY
 
-_OTHERS = ("inspect", *OTHER_FILES)
+_OTHERS = ("inspect", "view", *OTHER_FILES)
 _LINE = re.compile(r"error: .+; .+")
 _LOAD = {OK: (0,), UNRUN: (0,), REFUSED: (2,), ANY: (0, 2)}
 _RUN = {OK: (0, 1, 2, 3), UNRUN: (0, 1, 2, 3), REFUSED: (2,), ANY: (0, 1, 2, 3)}
@@ -25,9 +25,12 @@ def codes(kind: Kind, verb: str) -> tuple[int, ...]:
         return (2,)
     if verb == "inspect":
         return _LOAD[kind.seen]
+    if verb == "view" and not kind.name.startswith("external-"):  # a broken model is worth looking at
+        return _LOAD[OK if kind.outcome in (OK, UNRUN) else ANY]
     if kind.name.startswith("data-"):  # of numbers that mean nothing, a result may be held back by a gate
-        return (*_LOAD[kind.outcome], 1) if kind.outcome == ANY else _LOAD[kind.outcome]
-    if verb == "optimize":
+        nothing = (3,) if kind.outcome != REFUSED and verb not in ("quantize", "compare") else ()
+        return (*_LOAD[kind.outcome], *nothing, 1) if kind.outcome == ANY else (*_LOAD[kind.outcome], *nothing)
+    if verb in ("optimize", "view"):
         return _LOAD[kind.outcome]
     return _RUN[kind.outcome] if kind.seen == kind.outcome else (0, 1, 2, 3)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _WORKER = Path(__file__).with_name("worker.py")
-WALL_SECONDS = 300
+WALL_SECONDS = 100
 _REQUESTS = 150
 """After so many a worker is replaced, so that nothing that piles up in it is taken for a kind's own memory."""
 
@@ -40,6 +40,8 @@ class Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._served = 0
+        self.cpu = 0.0
+        """Seconds that all requests took so far, those that died left out."""
 
     def run(self, arguments: list[str], folder: Path, scratch: Path) -> Ran:
         """A command line in ``folder``, its temporary files in ``scratch``."""
@@ -52,7 +54,9 @@ class Worker:
         print(json.dumps(request), file=self._process.stdin, flush=True)
         line = self._line(WALL_SECONDS)
         if line:
-            return Ran(**json.loads(line))
+            ran = Ran(**json.loads(line))
+            self.cpu += ran.cpu
+            return ran
         died = self._end()
         return Ran(-1, "", "", 0.0, 0, 0, died)
 

@@ -13,8 +13,7 @@ from hostile.corpus import OTHER_FILES
 if TYPE_CHECKING:
     from hostile.oracle import Case
 
-_NO_MODEL = {"passes", "targets", "demo", "view"}
-"""Verbs that read no model, and one that serves until it is stopped."""
+_NO_MODEL = {"passes", "targets", "demo"}
 
 _MORE: dict[str, list[str]] = {
     "extract": ["--outputs", "y"],
@@ -78,7 +77,7 @@ def command_line(verb: str, case: Case) -> Any:
         given = case.path() if data else "random:4"
         line += ["--data", given] if data or verb not in ("optimize", *OTHER_FILES) else []
     if "--time" in options:
-        line += ["--time", {"bench": "0.1", "tune": "5s"}.get(verb, "0")]
+        line += ["--time", {"bench": "0.1", "tune": "1s"}.get(verb, "0")]
     more = _MORE.get(verb, [])
     for option, value in zip(more[::2], more[1::2], strict=True):
         line += [option, value] if option in options else []

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import resource
 import sys
 import tempfile
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,29 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {"code": code, "out": texts[0], "err": texts[1], "cpu": _cpu() - before, "peak": peak, "base": base}
 
 
+def _viewer() -> types.ModuleType:
+    """What stands for netron: it would serve until it is stopped."""
+    found = types.ModuleType("netron")
+    vars(found).update({"start": lambda *_, **__: ("localhost", 1), "wait": lambda: None, "stop": lambda *_: None})
+    vars(found)["serve"] = found.start
+    return found
+
+
+def _remembered(call: Callable[..., Any]) -> Callable[..., Any]:
+    """``in_child`` that answers what it was asked before: six verbs ask onnxsim the same, a second of CPU each time."""
+    known: dict[bytes, Any] = {}
+
+    def found(function: Any, data: bytes, **more: Any) -> Any:
+        key = hashlib.sha256(data).digest()
+        if key not in known:
+            if len(known) > 20:
+                known.clear()
+            known[key] = call(function, data, **more)
+        return known[key]
+
+    return found
+
+
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     requests = os.fdopen(os.dup(0), "r")
@@ -86,9 +112,14 @@ def main() -> None:
     import graphopt.api
     import graphopt.cli
     import graphopt.inspection
+    from graphopt.passes import simplify
 
     assert graphopt.api
+    simplify.in_child = _remembered(simplify.in_child)
+    sys.modules["netron"] = _viewer()
     sys.argv[0] = "graphopt"
+    gc.collect()
+    gc.freeze()  # what is imported stays: to look through it after every request takes longer than most of them
     print("ready", file=channel, flush=True)
     for line in requests:
         print(json.dumps(run(json.loads(line))), file=channel, flush=True)

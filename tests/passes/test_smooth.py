@@ -169,3 +169,11 @@ def test_an_excluded_layer_is_left_alone() -> None:
     result, entry = smoothed(proto, data, first=Smooth(exclude=("MatMul",)))
     assert entry.changes == []
     assert ops(result) == ["MatMul"]
+
+
+def test_layers_that_make_only_zeros_are_left_alone() -> None:
+    """No error to begin with is none to halve."""
+    proto = matmul(w=np.zeros((WIDTH, 32), np.float32))
+    after, entry = smoothed(proto, feeds())
+    assert ops(after) == ["MatMul"]
+    assert "even enough" in reasons(entry)["n_y"]
