@@ -19,6 +19,7 @@ import onnx
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.external import ExternalFiles, shown
 from graphopt.inline import check_inline
+from graphopt.pages import hashed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -126,7 +127,7 @@ class Side:
 
         loaded = self.read(tensor)
         try:
-            return hashlib.sha256(tensor_buffer(loaded)).digest()
+            return hashed(tensor_buffer(loaded))
         except Exception as error:  # onnx-ir raises whatever it met
             raise ModelError(
                 f"tensor '{shown(tensor.name)}' holds other data than its type and shape say; export the model again"

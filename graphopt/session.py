@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from graphopt import watching
 from graphopt.costing import NOTHING, Estimate, check_runnable
 from graphopt.errors import OverBudget, RuntimeFailure
+from graphopt.pieces import PIECE, Pieces, in_files
 from graphopt.references import referring
 from graphopt.residue import graphs
 from graphopt.storage import INLINE_LIMIT, save
@@ -62,6 +63,8 @@ class Loadable:
     convolutions: bool
     scratch: tempfile.TemporaryDirectory[str] | None = None
     estimate: Estimate = NOTHING
+    pieces: onnx.ModelProto | None = None
+    """The same again, where it is to be run in pieces."""
 
 
 def loadable(
@@ -89,7 +92,8 @@ def loadable(
     convolutions = any(node.op_type == "Conv" for node in proto.graph.node)
     try:
         if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
-            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, estimate=estimate)
+            pieces = proto if folder is not None and in_files(proto) > PIECE else None
+            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, estimate=estimate, pieces=pieces)
         scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
         path = Path(scratch.name) / "model.onnx"
         save(ir.from_proto(proto), path, external=True)
@@ -112,7 +116,8 @@ class Session:
     ``profile`` records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float.
 
     Large weights in a data file are read from that file in place (:func:`graphopt.references.referring`). Their kernels
-    then do not repack them, which would copy every weight, unless the session is ``timed``.
+    then do not repack them, which would copy every weight, unless the session is ``timed``. More of them than
+    :data:`graphopt.pieces.PIECE` are read a piece of the model at a time, but where it is ``timed`` or profiled.
 
     Raises:
         RuntimeFailure: the model does not load; the message is the runtime's own, in one line.
@@ -153,6 +158,8 @@ class Session:
         try:
             if permuted and optimize and folder is None and isinstance(source, bytes) and given.convolutions:
                 self._session = _permuted_session(source, options)
+            elif given.pieces is not None and not (timed or profile):
+                self._session = Pieces(given.pieces, lambda piece: _inference_session(piece, options))
             else:
                 self._session = _inference_session(source, options)
         except Exception as error:  # pybind raises a family of its own without a common base

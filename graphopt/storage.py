@@ -21,7 +21,7 @@ import numpy as np
 from graphopt.errors import InputError, command
 from graphopt.external import shown
 from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, weight_bytes
-from graphopt.spill import let_go
+from graphopt.pages import let_go
 from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.external import mapped_file
+from graphopt.pages import let_go
 from graphopt.passes._formats import (
     BINS,
     Codes,
@@ -22,7 +23,7 @@ from graphopt.passes._formats import (
     round_rows,
     spread,
 )
-from graphopt.spill import Spill, let_go
+from graphopt.spill import Spill
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
