@@ -6,7 +6,6 @@ table, so that no two different computations can collide.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Hashable, Iterator, Mapping
@@ -120,9 +119,9 @@ class Side:
     def _digest(self, tensor: onnx.TensorProto) -> bytes:
         if tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
             check_inline(tensor)
-            return hashlib.sha256(tensor.raw_data).digest()
+            return hashed(tensor.raw_data)
         if tensor.data_type == onnx.TensorProto.STRING:
-            return hashlib.sha256(repr(list(tensor.string_data)).encode()).digest()
+            return hashed(repr(list(tensor.string_data)).encode())
         from graphopt.model import tensor_buffer
 
         loaded = self.read(tensor)

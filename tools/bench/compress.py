@@ -163,8 +163,9 @@ def roof(data: Path, scratch: Path, made: int, options: dict[str, Any], dtype: s
     """Seconds to read the weights, to write what they become, and to round them."""
     import onnx_ir as ir
 
-    from graphopt.passes._encode import Encoder, Layout
+    from graphopt.passes._encode import Encoder
     from graphopt.passes._formats import FORMATS as KNOWN
+    from graphopt.passes._layout import Layout
 
     started = time.perf_counter()
     with data.open("rb", buffering=0) as stream:
