@@ -145,8 +145,7 @@ class Session:
         source, folder, self._scratch = given.source, given.folder, given.scratch
         self._estimate = given.estimate
         if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-            options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
+            _read_in_place(options, folder, repack=timed)
         if not integers:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if profile:
@@ -158,7 +157,10 @@ class Session:
         try:
             if permuted and optimize and folder is None and isinstance(source, bytes) and given.convolutions:
                 self._session = _permuted_session(source, options)
-            elif given.pieces is not None and not (timed or profile):
+            elif given.pieces is not None and folder is not None and not (timed or profile):
+                whole = _session_options(optimize=False, threads=1, sizes_first=False)
+                _read_in_place(whole, folder, repack=False)
+                _inference_session(source, whole)  # whether it loads at all; no weight is read for that
                 self._session = Pieces(given.pieces, lambda piece: _inference_session(piece, options))
             else:
                 self._session = _inference_session(source, options)
@@ -212,6 +214,12 @@ def _session_options(*, optimize: bool, threads: int | None, sizes_first: bool) 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def _read_in_place(options: Any, folder: Path, *, repack: bool) -> None:
+    """Weights that the model refers to are read from files in ``folder``; ``repack``: into the kernels' own layout."""
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    options.add_session_config_entry("session.disable_prepacking", "0" if repack else "1")
 
 
 def _run_options() -> Any:
