@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.base import Pass, Progress
+from graphopt.budgets import total_memory
 from graphopt.errors import InputError, NothingDone
 from graphopt.gates import parse_size
 from graphopt.graph import opset
@@ -30,6 +31,9 @@ from graphopt.storage import save
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+HALF = "fp16-compute"
+"""The format that is no way of storing weights alone."""
 
 _SHRINKS = "fold-constants", "deduplicate-weights", "remove-unused"
 """Exact passes that run before: constants that stand behind a Transpose are one weight then, equal ones are one."""
@@ -59,9 +63,10 @@ def compress(
     Args:
         model: anything :func:`graphopt.model.load` takes; never mutated.
         weights: ``fp16``, ``bf16``, ``int8`` (a scale per channel), ``int8-block``, ``int4``, ``uint4`` (a scale per
-            block), ``palette8`` or ``palette4`` (the 256 or 16 values that fit the weights best); ``keep`` with
-            ``package``: as they are; ``auto``: chosen for each weight, for ``size`` or within ``max_drop`` or
-            ``min_sqnr``. Default ``int8``, with ``size`` ``auto``.
+            block), ``palette8`` or ``palette4`` (the 256 or 16 values that fit the weights best); ``fp16-compute``:
+            fp16, and computed in it wherever the ranges seen in ``data`` allow; ``keep`` with ``package``: as they
+            are; ``auto``: chosen for each weight, for ``size`` or within ``max_drop`` or ``min_sqnr``. Default
+            ``int8``, with ``size`` ``auto``.
         block: weights that share a scale, of the formats in blocks: 16, 32, 64, 128 or 256.
         rounding: ``nearest``, ``fitted``, ``data`` or ``auto``.
         exclude: names, globs, ``re:`` expressions or operator types of nodes whose weights stay as they are.
@@ -89,6 +94,9 @@ def compress(
     told = {"weights": weights, "block": block, "rounding": rounding, "exclude": exclude, "include": include}
     merged.settings = {**told, "size": size, "memory": memory, "package": package}
     loaded, source = read_source(model, merged)
+    if weights == HALF:
+        patterns = {key: settings[key] for key in ("exclude", "include")}
+        return _packaged(_computed_in_half(loaded, source, create("compute-fp16", patterns), merged), package, merged)
     step = create("compress-weights", settings)
     assert isinstance(step, CompressWeights)
     if weight_bytes(loaded) <= limit:
@@ -113,12 +121,32 @@ def _made(
     return result
 
 
+def _computed_in_half(model: ir.Model, source: ModelLike, step: Pass, options: Options) -> Result:
+    """Computed in float16, compared with the original and timed against it."""
+    fused = (create(name, {}) for name in ("fuse-batchnorm", "fuse-into-conv"))
+    pipeline = [*prepared(model, step), *fused, step]
+    result = make(model, pipeline, options, verb="compress", named=source, must=[step.name])
+    metrics = next(e["metrics"] for e in reversed(result.report["ledger"]) if e["pass"] == step.name)
+    counts = f"{metrics['nodes_in_float16']} nodes compute in float16, {metrics['other_nodes']} as before"
+    told = f"{counts}, with {metrics['casts']} Casts between them"
+    result.report["notes"][:0] = [told, *_speed(result.report, smaller_in_memory=False)]
+    _smaller(result.report)
+    return result
+
+
 def _check(weights: str, rounding: str, size: str | int | None, options: Options) -> None:
     """Nothing is asked for that cannot be done with what was given."""
     check_gates(options)
     gates = options.gates
     if rounding == "data" and options.data is None:
         raise InputError("--rounding data rounds to what layers read, and there is none; give --data, or leave it out")
+    if weights == HALF and options.data is None:
+        raise InputError(
+            "--weights fp16-compute has to see what values the model computes with; give --data calibration.npz, or "
+            "--weights fp16, which only stores them so"
+        )
+    if weights == HALF and rounding != "auto":
+        raise InputError("--rounding is how integers are found, and fp16-compute has none; leave it out")
     if size is not None and weights != "auto":
         raise InputError(f"--size chooses a format for each weight, and --weights {weights} is one for all; give one")
     if size is not None:
@@ -274,10 +302,7 @@ def memory_limit(memory: str | int | None) -> int:
             return parse_size(str(memory), 1)
         except InputError as error:
             raise InputError(f"--memory {error}") from error
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (AttributeError, ValueError, OSError):  # no such question on Windows
-        return 2**31
+    return total_memory() // 4
 
 
 def prepared(model: ir.Model, step: Pass) -> list[Pass]:
@@ -340,16 +365,18 @@ def _told(report: dict[str, Any]) -> list[str]:
     ):
         if metrics[key]:
             parts.append(f"{in_words(metrics[key])} {what}")
-    notes = [f"of the weights compressed, {'; '.join(parts)}"]
+    smaller = metrics["bytes_decoded_at_load"] == 0
+    return [f"of the weights compressed, {'; '.join(parts)}", *_speed(report, smaller_in_memory=smaller)]
+
+
+def _speed(report: dict[str, Any], *, smaller_in_memory: bool) -> list[str]:
+    """Whether it runs faster or slower here, where it was timed."""
     speed = report["latency_ratio"]
-    if speed is not None:
-        if speed["median"] < _FASTER and speed["high"] < 1:
-            notes.append(f"it runs faster here: {speed['median']:.2f} of the original's time")
-        elif speed["low"] > 1:
-            notes.append(f"it runs slower here: {speed['median']:.2f} of the original's time; smaller is all it is")
-        else:
-            notes.append(
-                "it takes the time that the original takes: it only shrinks the file"
-                + (" and what the weights take in memory" if metrics["bytes_decoded_at_load"] == 0 else "")
-            )
-    return notes
+    if speed is None:
+        return []
+    if speed["median"] < _FASTER and speed["high"] < 1:
+        return [f"it runs faster here: {speed['median']:.2f} of the original's time"]
+    if speed["low"] > 1:
+        return [f"it runs slower here: {speed['median']:.2f} of the original's time; smaller is all it is"]
+    too = " and what the weights take in memory" if smaller_in_memory else ""
+    return [f"it takes the time that the original takes: it only shrinks the file{too}"]

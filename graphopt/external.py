@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import ModelError
+from graphopt.pages import let_go
 from graphopt.traversal import ir_graphs, subgraphs
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ class ExternalFiles:
             )
         mapped = self._maps[entries["location"]]
         tensor.raw_data = b"" if mapped is None else mapped[offset : offset + length]
+        if mapped is not None and length:
+            let_go(np.frombuffer(mapped, np.uint8, count=length, offset=offset))
         tensor.ClearField("data_location")
         del tensor.external_data[:]
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.base import Context, Gates
+from graphopt.budgets import total_memory
 from graphopt.data import feeds as to_feeds
 from graphopt.data import labels as to_labels
 from graphopt.errors import InputError, RuntimeFailure
 from graphopt.gates import GateResult, Metric, MetricResult, drop_gate, measure, parse_size
 from graphopt.model import interface
+from graphopt.references import referred_bytes
 from graphopt.report.units import ratio, size
 from graphopt.session import Feeds, Session
 from graphopt.timing import Timing, time_models
@@ -129,11 +131,21 @@ def judge(
         _no_smaller(verdict, sizes)
         _optimization_gap(verdict, original, candidate, after, feeds, context)
         _collapse(verdict)
-    if seconds > 0:
+    if seconds > 0 and _can_be_timed(verdict, original, candidate):
         verdict.feeds = feeds
         time_both(verdict, original, candidate, context, seconds=seconds)
     _gate(verdict, gates, sizes)
     return verdict
+
+
+def _can_be_timed(verdict: Verdict, original: ir.Model, candidate: ir.Model) -> bool:
+    """Whether there is memory for it: a session that is timed copies the weights that others leave in their files."""
+    together = referred_bytes(original) + referred_bytes(candidate)
+    if together <= total_memory() // 4:
+        return True
+    why = "each model's weights are copied for that, and together they take"
+    verdict.notes.append(f"not timed: {why} {size(together)}, more than a quarter of this machine's memory")
+    return False
 
 
 def _no_smaller(verdict: Verdict, sizes: tuple[int, int]) -> None:

@@ -1,14 +1,37 @@
-"""Values inside the branches of an If handed out to the main graph, where a run can return them."""
+"""Inner values as outputs, where a run can return them: those inside the branches of an If too."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx
 
 _LIFTED = "graphopt.lifted:"
+
+
+def with_taps(
+    proto: onnx.ModelProto, taps: Sequence[str], *, keep_outputs: bool
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy whose graph outputs are the taps too (types are left for the runtime to infer), and the names that those
+    have which an If had to hand out."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    present = {o.name for o in copy.graph.output}
+    if not keep_outputs:
+        kept = [o for o in copy.graph.output if o.name in set(taps)]
+        del copy.graph.output[:]
+        copy.graph.output.extend(kept)
+        present = {o.name for o in kept}
+    sizes = [node for node in copy.graph.node if node.op_type == "Size" and node.output[0] in set(taps)]
+    lifted = {n: o for n, o in lift(copy.graph, {*taps, *(n for s in sizes for n in s.input)}).items() if n != o}
+    for node in sizes:
+        node.input[0] = lifted.get(node.input[0], node.input[0])
+    copy.graph.output.extend(onnx.ValueInfoProto(name=lifted.get(name, name)) for name in taps if name not in present)
+    return copy, lifted
 
 
 def lift(graph: onnx.GraphProto, names: Collection[str]) -> dict[str, str]:

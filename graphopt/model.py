@@ -27,6 +27,7 @@ from graphopt.inline import check_inline
 from graphopt.opened import PROTO_LIMIT as PROTO_LIMIT
 from graphopt.opened import read_file
 from graphopt.opened import read_stdin as read_stdin
+from graphopt.pages import hashed
 from graphopt.residue import graphs as graphs
 from graphopt.schemas import check_nodes
 from graphopt.traversal import ir_graphs
@@ -319,9 +320,8 @@ def fingerprint(model: ir.Model) -> str:
             tensor = value.const_value
             if tensor is None or tensor.nbytes < _LARGE or tensor.dtype.is_string():
                 continue
-            digest = hashlib.sha256(f"{tensor.dtype}:{tensor.shape}:".encode())
-            digest.update(tensor_buffer(tensor))
-            stand_in = np.frombuffer(digest.digest(), np.uint8)
+            digest = hashed(tensor_buffer(tensor), f"{tensor.dtype}:{tensor.shape}:".encode())
+            stand_in = np.frombuffer(digest, np.uint8)
             value.const_value = ir.Tensor(
                 stand_in, doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props)
             )
@@ -335,7 +335,8 @@ def tensor_buffer(tensor: ir.TensorProtocol) -> bytes | memoryview:
     """The tensor's bytes as ONNX stores them (little endian, 4-bit types packed), without a copy where possible."""
     if tensor.dtype.bitwidth >= 8 and not tensor.dtype.is_string():
         array = tensor.numpy()
-        if array.flags.c_contiguous and array.dtype.isbuiltin and sys.byteorder == "little":
+        # Not `isbuiltin`: a mapped weight's dtype says "<" in so many words, which numpy takes for another type.
+        if array.flags.c_contiguous and array.dtype.isnative and sys.byteorder == "little":
             return array.reshape(-1).view(np.uint8).data if array.size else b""
     packed = getattr(tensor, "raw", None)
     if isinstance(packed, np.ndarray) and packed.dtype == np.uint8 and packed.size == tensor.nbytes and packed.size:

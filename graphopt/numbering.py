@@ -6,7 +6,6 @@ table, so that no two different computations can collide.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Hashable, Iterator, Mapping
@@ -19,6 +18,7 @@ import onnx
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.external import ExternalFiles, shown
 from graphopt.inline import check_inline
+from graphopt.pages import hashed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -119,14 +119,14 @@ class Side:
     def _digest(self, tensor: onnx.TensorProto) -> bytes:
         if tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
             check_inline(tensor)
-            return hashlib.sha256(tensor.raw_data).digest()
+            return hashed(tensor.raw_data)
         if tensor.data_type == onnx.TensorProto.STRING:
-            return hashlib.sha256(repr(list(tensor.string_data)).encode()).digest()
+            return hashed(repr(list(tensor.string_data)).encode())
         from graphopt.model import tensor_buffer
 
         loaded = self.read(tensor)
         try:
-            return hashlib.sha256(tensor_buffer(loaded)).digest()
+            return hashed(tensor_buffer(loaded))
         except Exception as error:  # onnx-ir raises whatever it met
             raise ModelError(
                 f"tensor '{shown(tensor.name)}' holds other data than its type and shape say; export the model again"

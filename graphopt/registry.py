@@ -40,6 +40,7 @@ PASSES: dict[str, str] = {
     "quantize-static": "graphopt.passes.quantize_static:QuantizeStatic",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "compress-weights": "graphopt.passes.compress_weights:CompressWeights",
+    "compute-fp16": "graphopt.passes.compute_fp16:ComputeFp16",
     "finetune": "graphopt.passes.finetune:Finetune",
 }
 """name -> "module:Class", in the order a pipeline would use them. Nothing is imported until it is asked for."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from graphopt import watching
 from graphopt.costing import NOTHING, Estimate, check_runnable
 from graphopt.errors import OverBudget, RuntimeFailure
-from graphopt.lifting import lift
+from graphopt.lifting import with_taps
+from graphopt.pieces import PIECE, Pieces, in_files
 from graphopt.references import referring
 from graphopt.residue import graphs
 from graphopt.storage import INLINE_LIMIT, save
@@ -64,6 +65,8 @@ class Loadable:
     scratch: tempfile.TemporaryDirectory[str] | None = None
     estimate: Estimate = NOTHING
     lifted: Mapping[str, str] = field(default_factory=dict)
+    pieces: onnx.ModelProto | None = None
+    """The same again, where it is to be run in pieces."""
 
 
 def loadable(
@@ -88,11 +91,12 @@ def loadable(
         proto.graph.node.extend(sizes)
     lifted: dict[str, str] = {}
     if taps or not outputs:
-        proto, lifted = _with_taps(proto, taps, keep_outputs=outputs)
+        proto, lifted = with_taps(proto, taps, keep_outputs=outputs)
     convolutions = any(node.op_type == "Conv" for node in proto.graph.node)
     try:
         if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
-            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, None, estimate, lifted)
+            pieces = proto if folder is not None and in_files(proto) > PIECE else None
+            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, None, estimate, lifted, pieces)
         scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
         path = Path(scratch.name) / "model.onnx"
         save(ir.from_proto(proto), path, external=True)
@@ -116,7 +120,8 @@ class Session:
     records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float.
 
     Large weights in a data file are read from that file in place (:func:`graphopt.references.referring`). Their kernels
-    then do not repack them, which would copy every weight, unless the session is ``timed``.
+    then do not repack them, which would copy every weight, unless the session is ``timed``. More of them than
+    :data:`graphopt.pieces.PIECE` are read a piece of the model at a time, but where it is ``timed`` or profiled.
 
     Raises:
         RuntimeFailure: the model does not load; the message is the runtime's own, in one line.
@@ -144,8 +149,7 @@ class Session:
         source, folder, self._scratch = given.source, given.folder, given.scratch
         self._estimate, self._lifted = given.estimate, given.lifted
         if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-            options.add_session_config_entry("session.disable_prepacking", "0" if timed else "1")
+            _read_in_place(options, folder, repack=timed)
         if not integers:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if profile:
@@ -157,6 +161,11 @@ class Session:
         try:
             if permuted and optimize and folder is None and isinstance(source, bytes) and given.convolutions:
                 self._session = _permuted_session(source, options)
+            elif given.pieces is not None and folder is not None and not (timed or profile):
+                whole = _session_options(optimize=False, threads=1, sizes_first=False)
+                _read_in_place(whole, folder, repack=False)
+                _inference_session(source, whole)  # whether it loads at all; no weight is read for that
+                self._session = Pieces(given.pieces, lambda piece: _inference_session(piece, options))
             else:
                 self._session = _inference_session(source, options)
         except Exception as error:  # pybind raises a family of its own without a common base
@@ -213,35 +222,18 @@ def _session_options(*, optimize: bool, threads: int | None, sizes_first: bool) 
     return options
 
 
+def _read_in_place(options: Any, folder: Path, *, repack: bool) -> None:
+    """Weights that the model refers to are read from files in ``folder``; ``repack``: into the kernels' own layout."""
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    options.add_session_config_entry("session.disable_prepacking", "0" if repack else "1")
+
+
 def _run_options() -> Any:
     import onnxruntime as ort
 
     options = ort.RunOptions()
     options.log_severity_level = 4
     return options
-
-
-def _with_taps(
-    proto: onnx.ModelProto, taps: Sequence[str], *, keep_outputs: bool
-) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A copy whose graph outputs are the taps too (types are left for the runtime to infer), and the names that those
-    have which an If had to hand out."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    present = {o.name for o in copy.graph.output}
-    if not keep_outputs:
-        kept = [o for o in copy.graph.output if o.name in set(taps)]
-        del copy.graph.output[:]
-        copy.graph.output.extend(kept)
-        present = {o.name for o in kept}
-    sizes = [node for node in copy.graph.node if node.op_type == "Size" and node.output[0] in set(taps)]
-    lifted = {n: o for n, o in lift(copy.graph, {*taps, *(n for s in sizes for n in s.input)}).items() if n != o}
-    for node in sizes:
-        node.input[0] = lifted.get(node.input[0], node.input[0])
-    copy.graph.output.extend(onnx.ValueInfoProto(name=lifted.get(name, name)) for name in taps if name not in present)
-    return copy, lifted
 
 
 def _inference_session(source: bytes | str, options: Any) -> Any:

@@ -8,12 +8,13 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphopt.errors import InputError
 from graphopt.external import adopt
+from graphopt.pages import let_go
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,19 +72,3 @@ class Spill:
         """Map the tensors that ``model`` got, and keep the file as long as it or a clone of it lives."""
         adopt(model, ())
         model.meta[_KEPT] = [*model.meta.get(_KEPT, []), self]
-
-
-def let_go(array: NDArray[Any]) -> None:
-    """Tell the system that the pages of a mapped file behind ``array`` are not needed now: they are read again where
-    they are, and until then take no memory. Nothing happens for an array in memory."""
-    base: Any = array
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    if base is None or not hasattr(base, "madvise"):
-        return
-    start = array.__array_interface__["data"][0]
-    origin = np.frombuffer(base, np.uint8).__array_interface__["data"][0]
-    begin = (start - origin) // _PAGE * _PAGE
-    end = start - origin + array.nbytes
-    if end > begin:
-        base.madvise(mmap.MADV_DONTNEED, begin, min(end, len(base)) - begin)

@@ -21,7 +21,7 @@ import numpy as np
 from graphopt.errors import InputError, command
 from graphopt.external import shown
 from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, weight_bytes
-from graphopt.spill import let_go
+from graphopt.pages import let_go
 from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
@@ -200,8 +200,13 @@ def _write_data(model: ir.Model, target: Path) -> tuple[ir.Model, Path | None, b
         # The whole name, not the stem: m.onnx and m.opt must not remove each other's data.
         data = target.with_name(f"{target.name}.{digest.hexdigest()[:12]}.data")
         existed = data.exists()
-        temporary.replace(data)
-        _sync_folder(data.parent)
+        try:
+            temporary.replace(data)
+            _sync_folder(data.parent)
+        except BaseException:  # interrupted: nobody would know of it
+            if not existed:
+                data.unlink(missing_ok=True)
+            raise
     for value, offset, length in placed:
         tensor = value.const_value
         assert tensor is not None

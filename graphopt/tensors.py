@@ -12,8 +12,9 @@ import onnx
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.external import shown
 from graphopt.numbering import Side
+from graphopt.pages import let_go
 
-_SLICE = 2**22
+_SLICE = 2**20
 """Elements compared at a time."""
 
 Array = npt.NDArray[Any]
@@ -98,7 +99,10 @@ def _compare(a: Array, b: Array, same_type: bool) -> dict[str, Any]:
 
 def _slices(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
     for start in range(0, a.size, _SLICE):
-        yield a[start : start + _SLICE], b[start : start + _SLICE]
+        x, y = a[start : start + _SLICE], b[start : start + _SLICE]
+        yield x, y
+        let_go(x)
+        let_go(y)
 
 
 def _bits(array: Array) -> npt.NDArray[np.uint8]:

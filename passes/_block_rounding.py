@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from graphopt.gram import Seen
 from graphopt.linear import Form
-from graphopt.passes._encode import Layout
 from graphopt.passes._formats import Codes, round_rows
+from graphopt.passes._layout import Layout
 from graphopt.passes._rounding import round_steps_on_gram
 
 
@@ -21,6 +21,13 @@ def fits(form: Form, layout: Layout) -> bool:
         and layout.rows % form.groups == 0
         and not layout.table
     )
+
+
+def importance(seen: list[Seen]) -> np.ndarray:
+    """How much an error in each column of a weight's rows costs the outputs of all layers that share it, as far as
+    columns can be told apart: the diagonal of H, float64[groups, columns]."""
+    gram = sum(one.moments.second_moment for one in seen)
+    return np.diagonal(np.asarray(gram), axis1=1, axis2=2)
 
 
 def rounded_for_outputs(tensor: ir.TensorProtocol, layout: Layout, seen: list[Seen]) -> Codes | None:

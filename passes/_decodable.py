@@ -13,8 +13,9 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import RuntimeFailure
-from graphopt.passes._encode import Encoder, Layout
+from graphopt.passes._encode import Encoder
 from graphopt.passes._formats import FORMATS
+from graphopt.passes._layout import Layout
 from graphopt.session import Session
 from graphopt.spill import Spill
 

@@ -13,16 +13,17 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.external import mapped_file
+from graphopt.pages import let_go
 from graphopt.passes._formats import (
     BINS,
     Codes,
-    Format,
     codes_of_bins,
     palette,
     round_rows,
     spread,
 )
-from graphopt.spill import Spill, let_go
+from graphopt.passes._layout import Layout
+from graphopt.spill import Spill
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,55 +55,6 @@ class Unfit(Exception):
     """The weight cannot be stored like this; the message says why."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a weight is read as a matrix [rows, columns], a scale for each row or block of a row, and how it is stored.
-
-    ``flipped``: its dims are [columns, rows]. ``turned``: it is stored as [columns, rows], as MatMul reads it.
-    ``table``: it is stored as [rows, blocks, block] with two 4-bit integers in one byte, half a block apart, so that
-    Gather picks rows of it.
-    """
-
-    form: Format
-    shape: tuple[int, ...]
-    rows: int
-    columns: int
-    block: int
-    flipped: bool = False
-    turned: bool = False
-    table: bool = False
-    half: bool = False
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.columns // self.block)
-
-    @property
-    def multiplied(self) -> bool:
-        """Whether MatMul reads it through DequantizeLinear, which the runtime makes one kernel of packed integers."""
-        return self.turned and not self.spatial and not self.form.palette and not self.form.whole
-
-    @property
-    def spatial(self) -> bool:
-        """Whether it is no matrix."""
-        return len(self.shape) != 2
-
-    @property
-    def stored_bytes(self) -> int:
-        """What it will take, scales and zero points included."""
-        codes = math.prod(self.shape) * self.form.bits // 8
-        if self.form.whole:
-            return codes
-        scales = self.rows * self.blocks
-        zero = (scales if self.table else scales // 2) if self.form.codes == "uint4" and not self.form.palette else 0
-        book = 4 * 2**self.form.bits if self.form.palette else 0  # float32
-        return codes + scales * (2 if self.half else 4) + zero + book
-
-    def matrix(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The weight as [rows, columns], a view."""
-        return array.reshape(self.columns, self.rows).T if self.flipped else array.reshape(self.rows, self.columns)
-
-
 @dataclass
 class Encoded:
     """A weight as it is stored. ``error`` and ``signal``: sums of squares, of what it lost and of the weight."""
@@ -132,15 +84,30 @@ class Encoder:
         self._threads = threads or min(os.cpu_count() or 1, 4)
 
     def encode(
-        self, tensor: ir.TensorProtocol, layout: Layout, *, fitted: bool = True, given: Codes | None = None
+        self,
+        tensor: ir.TensorProtocol,
+        layout: Layout,
+        *,
+        fitted: bool = True,
+        given: Codes | None = None,
+        importance: NDArray[np.float64] | None = None,
     ) -> Encoded:
-        """``tensor`` as ``layout`` says; ``given``: the integers of all rows, worked out already.
+        """``tensor`` as ``layout`` says.
+
+        Args:
+            tensor: any floats.
+            layout: how it is read and stored.
+            fitted: see :func:`graphopt.passes._formats.round_rows`.
+            given: the integers of all rows, worked out already.
+            importance: of each column for the rows of each group, float64 [groups, columns], which the entries of a
+                palette are fitted by.
 
         Raises:
             Unfit: it has values that the format does not hold.
         """
         spill = self._spill() if mapped_file(tensor) is not None and tensor.nbytes >= _SPILLED else None
         job = _Job(tensor.numpy(), layout, spill, fitted, given)
+        job.importance = importance
         job.book(self._each)
         totals = self._each(job.piece, job.pieces())
         found = job.stored()
@@ -182,6 +149,7 @@ class _Job:
         has_zero = layout.form.codes == "uint4" and not layout.form.palette
         self.zero = np.empty((layout.rows, blocks), np.uint8) if has_zero else None
         self.entries: NDArray[np.float32] | None = None
+        self.importance: NDArray[np.float64] | None = None
 
     @property
     def across(self) -> bool:
@@ -215,11 +183,21 @@ class _Job:
             return
 
         def look(piece: Piece) -> tuple[Any, int]:
-            _, bins = spread(self._read(piece), self.layout.half)
-            return np.bincount(bins.reshape(-1), minlength=BINS), bins.size * self.array.itemsize
+            scale, bins = spread(self._read(piece), self.layout.half)
+            counts = np.bincount(bins.reshape(-1), self._matters(piece, scale), BINS)
+            return counts, bins.size * self.array.itemsize
 
-        counts = sum(each(look, self.pieces()))
-        self.entries = palette(np.asarray(counts, np.float64), 2**self.layout.form.bits)
+        counts = np.asarray(sum(each(look, self.pieces())), np.float64)
+        self.entries = palette(counts if counts.any() else np.ones(BINS), 2**self.layout.form.bits)
+
+    def _matters(self, piece: Piece, scale: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What an error in the palette's entries costs at each element of a piece, flat."""
+        rows, columns = piece
+        found = np.square(scale, dtype=np.float64)
+        if self.importance is not None:
+            group = np.arange(rows.start, rows.stop) // (self.layout.rows // len(self.importance))
+            found = found * self.importance[group][:, columns]
+        return np.broadcast_to(found, (rows.stop - rows.start, columns.stop - columns.start)).reshape(-1)
 
     def piece(self, piece: Piece) -> tuple[tuple[float, float], int]:
         """Encode a piece; ((squared error, squared weights), bytes read)."""
@@ -366,11 +344,3 @@ def pack(codes: NDArray[Any]) -> NDArray[np.uint8]:
     if flat.size % 2:
         flat = np.append(flat, np.zeros(1, flat.dtype))
     return np.asarray((flat[0::2] & 15) | (flat[1::2] << 4), np.uint8)
-
-
-def fitting_block(columns: int, block: int) -> int:
-    """A block of about ``block`` elements that divides a row, so that it can be decoded by a Mul; the whole row where
-    that is short, 0 where there is none."""
-    if columns <= block * 3 // 2:
-        return columns
-    return next((size for size in range(block, 15, -1) if columns % size == 0), 0)

@@ -14,11 +14,12 @@ from graphopt.errors import PreconditionError, did_you_mean
 from graphopt.gram import Seen
 from graphopt.graph import attribute, opset, value_names
 from graphopt.linear import Form, form_of
-from graphopt.passes._block_rounding import fits, rounded_for_outputs
+from graphopt.passes._block_rounding import fits, importance, rounded_for_outputs
 from graphopt.passes._decodable import undecodable
 from graphopt.passes._decode import Decoder
-from graphopt.passes._encode import Encoded, Encoder, Layout, Unfit, fitting_block
+from graphopt.passes._encode import Encoded, Encoder, Unfit
 from graphopt.passes._formats import FORMATS, Format
+from graphopt.passes._layout import Layout, fitting_block
 from graphopt.passes._patterns import check_patterns
 from graphopt.passes._rewire import OFF
 from graphopt.passes._weight_uses import Weight, find_weights, rows_of
@@ -145,7 +146,7 @@ class CompressWeights(Pass):
             return {}
         forms: dict[int, list[Form]] = {}
         for weight, layout in chosen:
-            if layout.form.whole or layout.form.palette or (layout.form.bits == 8 and self.round_to == "auto"):
+            if layout.form.whole or (layout.form.bits == 8 and self.round_to == "auto"):
                 continue
             found = [form_of(use.node) for use in weight.uses if use.via is None]
             if len(found) == len(weight.uses) and all(f is not None and fits(f, layout) for f in found):
@@ -182,9 +183,10 @@ class CompressWeights(Pass):
 
     def _one(self, encoder: Encoder, weight: Weight, layout: Layout, seen: list[Seen]) -> Encoded:
         fitted = self.round_to != "nearest" and layout.form.bits == 4
-        given = rounded_for_outputs(weight.tensor, layout, seen) if seen else None
-        found = encoder.encode(weight.tensor, layout, fitted=fitted, given=given)
-        found.refined = given is not None
+        given = rounded_for_outputs(weight.tensor, layout, seen) if seen and not layout.form.palette else None
+        matters = importance(seen) if seen and layout.form.palette else None
+        found = encoder.encode(weight.tensor, layout, fitted=fitted, given=given, importance=matters)
+        found.refined = given is not None or matters is not None
         if layout.half and found.scale is not None:
             scale = found.scale.numpy()
             if not np.isfinite(scale).all() or ((scale < _LEAST_HALF) & (scale > 0)).any():

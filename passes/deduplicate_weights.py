@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,10 +11,9 @@ import onnx_ir as ir
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import bodies, constant, is_op, label, nodes
 from graphopt.model import tensor_buffer
+from graphopt.pages import hashed
 from graphopt.passes._rewire import OFF, Names
 from graphopt.traversal import ir_graphs
-
-_CHUNK = 2**24
 
 
 @dataclass(frozen=True)
@@ -143,8 +141,4 @@ def _hash(tensor: ir.TensorProtocol | None) -> Any:
     assert tensor is not None
     if tensor.dtype.is_string():
         return tuple(tensor.numpy().reshape(-1).tolist())
-    digest = hashlib.sha256()
-    view = memoryview(tensor_buffer(tensor))
-    for start in range(0, len(view), _CHUNK):
-        digest.update(view[start : start + _CHUNK])
-    return digest.digest()
+    return hashed(tensor_buffer(tensor))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ import onnx_ir as ir
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.graph import STANDARD_DOMAINS, bodies, constant, label
 from graphopt.model import tensor_buffer
+from graphopt.pages import hashed
 from graphopt.passes._rewire import OFF, TWO_NAMES, Names, remove, stuck, substitute
 from graphopt.traversal import ir_graphs
 from graphopt.validation import RANDOM_OPS
@@ -163,7 +163,7 @@ class _Keys:
 def _digest(tensor: ir.TensorProtocol) -> Any:
     if tensor.dtype.is_string():
         return ("string", tuple(tensor.shape.numpy()), tuple(tensor.numpy().reshape(-1).tolist()))
-    content = hashlib.sha256(tensor_buffer(tensor)).digest()
+    content = hashed(tensor_buffer(tensor))
     return (tensor.dtype.name, tuple(tensor.shape.numpy()), content)
 
 

@@ -16,7 +16,7 @@ PASSES = sorted((ROOT / "passes").glob("*.py"))
 TOOLS = sorted(p for p in (ROOT / "tools").rglob("*.py") if ".cache" not in p.parts)
 
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors", "traversal"),
+    ("errors", "traversal", "pages"),
     ("sizes",),
     ("user_code", "external", "budgets", "propagation"),
     ("structure", "residue", "opened", "inline"),
@@ -25,7 +25,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("spill",),
     ("graph", "storage", "references", "numbering", "common_inputs"),
-    ("watching", "lifting"),
+    ("watching", "lifting", "pieces"),
     ("cost", "align", "tensors", "surgery", "exporters", "session", "target", "linear"),
     ("isolation", "package", "data", "difference", "weights", "channels", "concrete_shapes"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,16 +22,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
 from graphopt.base import Context
+from graphopt.cli._progress import Progress
 from graphopt.cli.compress import FORMATS as OFFERED
+from graphopt.compression import HALF
 from graphopt.external import mapped_file
 from graphopt.model import load
 from graphopt.package import MAGIC, segments
+from graphopt.pages import let_go
 from graphopt.passes._formats import FORMATS
 from graphopt.recipe import Recipe
 from graphopt.registry import create
 from graphopt.search.bits import Move, _hull, assigned, for_budget, for_size
 from graphopt.session import Session
-from graphopt.spill import Spill, let_go
+from graphopt.spill import Spill
 
 sys.path.insert(0, str(ROOT))
 from tools import decoder
@@ -55,7 +62,7 @@ def sqnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_formats_offered_are_those_there_are() -> None:
-    assert set(OFFERED) == {*FORMATS, "keep", "auto"}
+    assert set(OFFERED) == {*FORMATS, "keep", "auto", HALF}
 
 
 @pytest.mark.parametrize(
@@ -302,6 +309,72 @@ def test_progress_is_told_in_megabytes(big: Path) -> None:
     moved = [(done, total) for done, total, what in seen if what == "compressing (MB)"]
     assert moved[-1][0] == moved[-1][1]
     assert moved[-1][0] > 5
+
+
+def test_progress_shows_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress() as progress:
+        for done in range(8):
+            progress(50 * done, 400, "compressing (MB)")
+            time.sleep(0.15)
+    assert re.search(r"\d+/400 at \d+ MB/s +.*\d:\d\d:\d\d", re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()))
+
+
+def test_an_interrupt_leaves_the_old_files(workplace: Path, untouched: Any) -> None:
+    """In the middle of it, weights being written to the scratch file: the old pair stays, nothing else is left."""
+    decoder.make(Path("m.onnx"), 120_000_000, hidden=1024, vocabulary=8000)
+    decoder.make(Path("o.onnx"), 1, hidden=64, vocabulary=100)
+    scratch = Path("scratch")
+    scratch.mkdir()
+    # A background job of a shell ignores SIGINT, and so would the child; what has a handler here is default there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with untouched(Path()):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "graphopt", "compress", "m.onnx", "-o", "o.onnx", "--memory", "1"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(scratch.absolute()), "PYTHONPATH": str(ROOT)},
+        )
+        deadline = time.monotonic() + 60
+        while not any(p.stat().st_size > 1_000_000 for p in scratch.rglob("*.data")):
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.splitlines() == ["error: interrupted; nothing was written"]
+
+
+@pytest.mark.parametrize("place", ["os.fsync", "pathlib.Path.replace"])
+def test_an_interrupt_while_it_is_written_leaves_the_old_files(
+    place: str, big: Path, monkeypatch: pytest.MonkeyPatch, untouched: Any
+) -> None:
+    assert run_cli("compress", big, "-o", "s.onnx", "--memory", "1").code == 0
+    with untouched(Path()):
+        for after in range(2):  # the data file's turn, then the model's
+            with monkeypatch.context() as patch:
+                patch.setattr(place, _interrupting(place, after))
+                assert run_cli("compress", big, "-o", "s.onnx", "--memory", "1", "--weights", "uint4").code == 130
+
+
+def _interrupting(place: str, after: int) -> Any:
+    """What stands at ``place``, interrupted at the call after so many."""
+    module, _, name = place.rpartition(".")
+    owner = os if module == "os" else Path
+    real, calls = getattr(owner, name), []
+
+    def called(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    return called
 
 
 def test_raising_the_opset_needs_no_weights(big: Path) -> None:

@@ -78,13 +78,15 @@ def layer(b: Builder, number: int, x: str, hidden: int, wide: int) -> str:
     return b.add("Add", [x, down], f"{p}.out")
 
 
-def make(path: Path, size: int, *, hidden: int = 2048, vocabulary: int = 32000, dtype: str = "float32") -> int:
+def make(
+    path: Path, size: int, *, hidden: int = 2048, vocabulary: int = 32000, dtype: str = "float32", seed: int = 0
+) -> int:
     """Write the model; as many layers as fit ``size`` bytes, at least one. Returns the bytes of weights."""
     wide = hidden * 11 // 4 // 64 * 64
     each = (4 * hidden * hidden + 3 * hidden * wide) * np.dtype(dtype).itemsize
     ends = 2 * vocabulary * hidden * np.dtype(dtype).itemsize
     count = max((size - ends) // each, 1)
-    b = Builder(path, dtype, 0)
+    b = Builder(path, dtype, seed)
     x = b.add("Gather", [b.weight("embedding", (vocabulary, hidden)), "ids"], "embedded")
     for number in range(count):
         x = layer(b, number, x, hidden, wide)

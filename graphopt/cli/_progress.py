@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Task
 
+MEGABYTES = "(MB)"
+"""How a step ends that counts them: its speed is told too."""
+
 
 class Progress:
     """Call it with (done, total, what); it draws nothing when stderr is no terminal.
@@ -33,6 +36,8 @@ class Progress:
             class Count(TextColumn):
                 def render(self, task: Task) -> Any:
                     self.text_format = "" if task.total is None else "{task.completed:.0f}/{task.total:.0f}"
+                    if task.description.endswith(MEGABYTES) and task.speed:
+                        self.text_format += f" at {task.speed:.0f} MB/s"
                     return super().render(task)
 
             columns = (TextColumn("{task.description}"), BarColumn(), Count(""), Left())

@@ -9,7 +9,19 @@ import click
 
 from graphopt.cli import _complete, _options
 
-FORMATS = ("auto", "keep", "fp16", "bf16", "int8", "int8-block", "int4", "uint4", "palette8", "palette4")
+FORMATS = (
+    "auto",
+    "keep",
+    "fp16",
+    "bf16",
+    "int8",
+    "int8-block",
+    "int4",
+    "uint4",
+    "palette8",
+    "palette4",
+    "fp16-compute",
+)
 
 
 @click.command(
@@ -25,7 +37,8 @@ FORMATS = ("auto", "keep", "fp16", "bf16", "int8", "int8-block", "int4", "uint4"
     "--weights",
     type=_options.Choice(list(FORMATS)),
     help="How weights are stored (default int8): int8 has a scale per channel; int8-block, int4 and uint4 per block; "
-    "palettes hold the 256 or 16 best values; auto: each as --size, --max-drop or --min-sqnr allows.",
+    "palettes hold the 256 or 16 best values; fp16-compute: computed in fp16 too, where --data shows that its range "
+    "holds; auto: each as --size, --max-drop or --min-sqnr allows.",
 )
 @click.option("--size", metavar="SIZE", help="What is to be left: 25MB, or 0.3 of the file; formats are chosen for it.")
 @click.option(

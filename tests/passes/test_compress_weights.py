@@ -12,8 +12,9 @@ from support import apply, build, initializers, node, ops, optimized, reasons, r
 
 from graphopt.errors import PreconditionError
 from graphopt.passes._decodable import undecodable
-from graphopt.passes._encode import fitting_block, pack
+from graphopt.passes._encode import pack
 from graphopt.passes._formats import BINS, FORMATS, codes_of_bins, palette, round_rows
+from graphopt.passes._layout import fitting_block
 from graphopt.passes.compress_weights import BLOCKS, CompressWeights
 from graphopt.session import Session
 
