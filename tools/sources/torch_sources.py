@@ -1,16 +1,21 @@
-"""The digits net in PyTorch, trained here: net.pt2, net.ts, net.py:make, and a small ViT of transformers.
+"""Digits in PyTorch, trained here: a small net (net.pt2, net.ts, net.py:make), torchvision's ResNet-18, a small ViT and
+a small BERT of transformers. theirs.json: what torch.quantization.quantize_dynamic makes of the ResNet and of BERT.
 
 python torch_sources.py FOLDER        in an environment with torch and transformers; FOLDER holds train.npz
 """
 
 from __future__ import annotations
 
+import io
+import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 import transformers
 
 SOURCE = '''"""A small convolutional net for 8 x 8 digits."""
@@ -40,12 +45,29 @@ def make():
 '''
 
 
-def train(net: Any, images: Any, labels: Any, logits: Any, rounds: int = 60) -> None:
+RESNET = '''"""ResNet-18 for 32 x 32 pictures of ten kinds."""
+
+from pathlib import Path
+
+import torch
+import torchvision
+
+
+def make():
+    net = torchvision.models.resnet18(num_classes=10)
+    net.load_state_dict(torch.load(Path(__file__).with_name("resnet.pt"), weights_only=True))
+    return net
+'''
+
+
+def train(net: Any, images: Any, labels: Any, logits: Any, rounds: int = 60, rate: float = 3e-3) -> None:
     """Full-batch Adam."""
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(net.parameters(), rate)
     for _ in range(rounds):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits(net(images)), labels).backward()
+        torch.nn.functional.cross_entropy(
+            logits(net(**images) if isinstance(images, dict) else net(images)), labels
+        ).backward()
         optimizer.step()
     net.eval()
 
@@ -72,6 +94,49 @@ def main(folder: Path) -> None:
     vit = transformers.ViTForImageClassification(config)
     train(vit, images, labels, lambda made: made.logits, rounds=200)
     vit.save_pretrained(folder / "vit")
+    theirs = {"resnet": resnet(folder, labels), "bert": bert(folder, labels)}
+    (folder / "theirs.json").write_text(json.dumps(theirs))
+
+
+def resnet(folder: Path, labels: Any) -> dict[str, float]:
+    """Train and save torchvision's ResNet-18."""
+    (folder / "resnet.py").write_text(RESNET)
+    model = torchvision.models.resnet18(num_classes=10)
+    images = torch.from_numpy(np.load(folder / "train_rgb.npz")["x"])
+    train(model, images, labels, lambda made: made, rounds=12, rate=1e-3)
+    torch.save(model.state_dict(), folder / "resnet.pt")
+    test = np.load(folder / "test_rgb.npz")
+    return dynamic(model, lambda net: net(torch.from_numpy(test["x"])), test["label"])
+
+
+def bert(folder: Path, labels: Any) -> dict[str, float]:
+    """Train and save a small BERT that reads digits as 64 words of 17."""
+    config = transformers.BertConfig(
+        vocab_size=17, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
+        max_position_embeddings=64, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = transformers.BertForSequenceClassification(config)
+    given = {k: torch.from_numpy(v) for k, v in np.load(folder / "train_tokens.npz").items() if k != "label"}
+    train(model, given, labels, lambda made: made.logits, rounds=60, rate=1e-3)
+    model.save_pretrained(folder / "bert")
+    test = dict(np.load(folder / "test_tokens.npz"))
+    right = test.pop("label")
+    return dynamic(model, lambda net: net(**{k: torch.from_numpy(v) for k, v in test.items()}).logits, right)
+
+
+def dynamic(model: Any, run: Any, labels: Any) -> dict[str, float]:
+    """Accuracy and bytes of a model, and of what PyTorch's own dynamic quantization makes of it."""
+    warnings.simplefilter("ignore")  # that it is deprecated
+    model.eval()
+    smaller = torch.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    found: dict[str, float] = {}
+    for name, net in (("float", model), ("theirs", smaller)):
+        stream = io.BytesIO()
+        torch.save(net.state_dict(), stream)
+        with torch.no_grad():
+            found[f"{name}_accuracy"] = float((run(net).argmax(1).numpy() == labels).mean())
+        found[f"{name}_bytes"] = stream.tell()
+    return found
 
 
 if __name__ == "__main__":
