@@ -2,8 +2,8 @@
 
     python tools/bench/cookbook.py [--only torch]
 
-Needs the environments of ``make frameworks`` that the roads name. Models are trained here on 300 digits; calibration has
-others, accuracy is on 297 that nothing saw. theirs.json, written beside the models, has what the framework's tool makes.
+Needs the environments of ``make frameworks`` that the roads name. Models are trained here on 300 digits; calibration
+has others, accuracy is on 297 that nothing saw. theirs.json, beside the models, has what the framework's tool makes.
 """
 
 from __future__ import annotations
