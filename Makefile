@@ -42,7 +42,7 @@ models: $(VENV)/.installed $(TORCH_VENV)/.installed  ## fetch real models and bu
 $(TORCH_VENV)/.installed:
 	$(PYTHON) -m venv $(TORCH_VENV)
 	$(TORCH_VENV)/bin/python -m pip install -qq $(TORCH)
-	$(TORCH_VENV)/bin/python -m pip install -qq onnx onnxscript onnxruntime transformers scikit-learn torchvision
+	$(TORCH_VENV)/bin/python -m pip install -qq onnx onnxscript onnxruntime transformers scikit-learn
 	touch $@
 
 fixtures: $(TORCH_VENV)/.installed  ## make the committed fixtures and the demo again

@@ -7,6 +7,7 @@ of the models but for sorting.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -395,7 +396,4 @@ def _weights_of(view: View, *, small: bool = False) -> list[Any]:
 
 
 def _count(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    return count
+    return math.prod(tensor.dims)

@@ -18,7 +18,7 @@ def classes(model: str | Path, rows: np.ndarray) -> np.ndarray:
     """The labels that a converted classifier gives, one row at a time."""
     session = onnxruntime.InferenceSession(str(model))
     name = session.get_inputs()[0].name
-    return np.concatenate([session.run(["output_label"], {name: row[None]})[0] for row in rows])
+    return np.concatenate([session.run(["label"], {name: row[None]})[0] for row in rows])
 
 
 def test_a_pipeline(estimators: Path, workplace: Path) -> None:
@@ -99,7 +99,7 @@ def test_texts_want_some_rows(workplace: Path) -> None:
     ran = run_cli("convert", "t.skops", "-o", "m.onnx", "--data", "rows.npz", "-q")
     assert ran.code == 0, ran.err
     session = onnxruntime.InferenceSession("m.onnx")
-    found = session.run(["output_label"], {session.get_inputs()[0].name: np.array([["bad wine"]], object)})[0]
+    found = session.run(["label"], {session.get_inputs()[0].name: np.array([["bad wine"]], object)})[0]
     assert found.tolist() == [0]
 
 

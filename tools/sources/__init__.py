@@ -96,10 +96,12 @@ def make(environment: str, folder: Path) -> None:
 def feeds(images: np.ndarray, layout: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Images (n, 1, 8, 8) as a source takes them, under the names of its inputs.
 
-    ``rgb``: 32 x 32 in three channels; ``tokens``: 64 pixels of 17 shades, with a mask and types, as BERT takes text.
+    ``rgb``: 32 x 32 in three channels; ``tokens``: 16 patches of 2 x 2 as words of a vocabulary of 16, with a
+    mask and types, as BERT takes text.
     """
     if layout == "tokens":
-        ids = np.rint(images.reshape(len(images), -1) * 16).astype(np.int64).clip(0, 16)
+        dark = (images > 0.3).reshape(-1, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4).reshape(-1, 16, 4)
+        ids = dark @ np.array([1, 2, 4, 8])
         known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         return {name: known[name] for name in names}
     if layout == "flat":

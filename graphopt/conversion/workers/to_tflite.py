@@ -28,6 +28,7 @@ def convert(job: Job) -> None:
             output_folder_path="made",
             keep_shape_absolutely_input_names=inputs,
             not_use_onnxsim=True,
+            output_signaturedefs=True,  # without, it refuses names with a slash at their front
             non_verbose=True,
         )
     except SystemExit as error:
@@ -52,8 +53,8 @@ def convert(job: Job) -> None:
 
 
 def _matched(names: list[str], details: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The interpreter's tensors in the order of the model's: by name where each has one of them, else as they come."""
+    """The interpreter's tensors in the order of the model's: by name where that is clear, else as numbered."""
     found = [[d for d in details if name in d["name"]] for name in names]
     if all(len(some) == 1 for some in found):
         return [some[0] for some in found]
-    return sorted(details, key=lambda d: str(d["name"]))
+    return sorted(details, key=lambda d: (len(d["name"]), d["name"]))
