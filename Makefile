@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 BIN = $(VENV)/bin
 
-.PHONY: demo test hostile lint models fixtures frameworks bench-calibration bench-quantize clean
+.PHONY: demo test hostile lint models fixtures frameworks test-frameworks bench-calibration bench-quantize clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'graphopt needs Python 3.11 or newer; name one: make PYTHON=python3.12')"
@@ -48,15 +48,27 @@ $(TORCH_VENV)/.installed:
 fixtures: $(TORCH_VENV)/.installed  ## make the committed fixtures and the demo again
 	$(TORCH_VENV)/bin/python tools/make_fixtures.py
 
-# Nothing needs these: tests on real frameworks (marker "framework") run where their environments are.
-frameworks: $(TORCH_VENV)/.installed  ## an environment per framework in .frameworks/, for the tests of convert and export
-	mkdir -p .frameworks && ln -sfn ../$(TORCH_VENV) .frameworks/torch
-	for name in sklearn tensorflow jax paddle openvino; do $(PYTHON) -m venv .frameworks/$$name; done
-	.frameworks/sklearn/bin/python -m pip install -qq onnx scikit-learn skl2onnx skops pandas xgboost-cpu lightgbm catboost onnxmltools packaging
-	.frameworks/tensorflow/bin/python -m pip install -qq tensorflow-cpu tf2onnx onnx
-	.frameworks/jax/bin/python -m pip install -qq jax jax2onnx onnx
-	.frameworks/paddle/bin/python -m pip install -qq paddlepaddle paddle2onnx==2.0.1 onnx
-	.frameworks/openvino/bin/python -m pip install -qq openvino onnx
+# Nothing needs these: tests on real frameworks (marker "framework") run where their environments are. 5 GB, some minutes.
+FRAMEWORKS = sklearn tensorflow jax paddle openvino tflite
+sklearn = onnx scikit-learn skl2onnx skops pandas xgboost-cpu lightgbm catboost onnxmltools packaging
+tensorflow = tensorflow-cpu tf2onnx onnx
+jax = jax jax2onnx onnx
+paddle = paddlepaddle paddle2onnx==2.0.1 onnx
+openvino = openvino onnx
+tflite = onnx2tf
+
+frameworks: .frameworks/torch $(FRAMEWORKS:%=.frameworks/%/.installed)  ## an environment per framework in .frameworks/, for the tests of convert and export
+
+.frameworks/torch: $(TORCH_VENV)/.installed
+	mkdir -p .frameworks && ln -sfn $(abspath $(TORCH_VENV)) $@
+
+.frameworks/%/.installed:
+	$(PYTHON) -m venv .frameworks/$*
+	.frameworks/$*/bin/python -m pip install -qq $($*)
+	touch $@
+
+test-frameworks: $(VENV)/.installed frameworks  ## convert and export with every framework, and the cookbook: some minutes
+	$(BIN)/python -m pytest -m framework tests/conversion
 
 bench-calibration: $(VENV)/.installed  ## calibration cost against plain inference, on the fetched models
 	$(BIN)/python tools/bench/calibration.py

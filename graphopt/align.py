@@ -7,6 +7,7 @@ of the models but for sorting.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ import onnx
 
 from graphopt.errors import InputError, ModelError
 from graphopt.external import shown
-from graphopt.model import ModelLike, load, read_proto, to_proto
+from graphopt.model import ModelLike, gather, load, read_proto, to_proto
 from graphopt.numbering import EXACT, LOOSE, SHAPE, Numbers, Place, Side, View, opsets
+from graphopt.remote import place
 from graphopt.residue import dense_tensors, graphs
 from graphopt.structure import check_proto
 
@@ -84,13 +86,14 @@ def sides(a: ModelLike, b: ModelLike, roots: Sequence[str | Path] = ()) -> tuple
 
 def _folder(source: ModelLike) -> tuple[Path | None]:
     path = isinstance(source, (str, Path)) and str(source) != "-"
-    return (Path.cwd() / Path(source).parent if path else None,)
+    return (Path.cwd() / place(source).parent if path else None,)
 
 
 def _proto(source: ModelLike) -> tuple[onnx.ModelProto]:
     if isinstance(source, (str, Path)):
         where = "standard input" if str(source) == "-" else shown(str(source))
         proto = read_proto(source)
+        gather(source, proto)
     elif isinstance(source, onnx.ModelProto):
         where, proto = "the ModelProto given", onnx.ModelProto()
         proto.CopyFrom(source)  # its nodes may have to be put in order
@@ -393,7 +396,4 @@ def _weights_of(view: View, *, small: bool = False) -> list[Any]:
 
 
 def _count(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    return count
+    return math.prod(tensor.dims)

@@ -18,6 +18,7 @@ from graphopt.model import ModelLike, to_proto
 from graphopt.pipeline import Options, make_context, merge_options, read_source
 from graphopt.presets import exact_passes
 from graphopt.recipe import Recipe, chosen
+from graphopt.remote import is_address
 from graphopt.report.document import about, versions
 from graphopt.search.minimal import Piece, Suspect, first_divergence, smallest
 from graphopt.storage import save, write_bytes, write_text
@@ -56,6 +57,8 @@ class Bisection:
         """
         if self.piece is None or self.guilt is None:
             return []
+        if is_address(path):
+            raise InputError(f"-o {path}: a model, its inputs and a recipe are written beside each other; name a file")
         target = Path(path)
         data, recipe = target.with_suffix(".npz"), target.with_suffix(".toml")
         if target in (data, recipe):

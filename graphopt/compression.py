@@ -23,11 +23,12 @@ from graphopt.package import unpack as take_apart
 from graphopt.passes.compress_weights import CompressWeights
 from graphopt.pipeline import Options, Result, as_metric, check_gates, make, make_context, merge_options, read_source
 from graphopt.registry import create
+from graphopt.remote import local, send
 from graphopt.report.document import SCHEMA_VERSION, about, file_sha256, versions
 from graphopt.report.units import size as in_words
 from graphopt.search.bits import Move, assigned, for_budget, for_size, moves
 from graphopt.search.limits import limit_of
-from graphopt.storage import save
+from graphopt.storage import room_for, save
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -207,7 +208,7 @@ class Packaged(Result):
 
     def save(self, path: str | Path, *, external: bool | None = None) -> list[Path]:
         """Write the package atomically, and enter the file, and ``package``, in the report."""
-        target = Path(os.path.realpath(path))
+        target = Path(os.path.realpath(room_for(path)))
         with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=target.parent) as folder:
             files = (
                 [self.file]
@@ -221,6 +222,7 @@ class Packaged(Result):
         )
         output = self.report["output"]
         output.update(path=str(path), bytes=target.stat().st_size, sha256=file_sha256(target))
+        send(path, [target])
         return [target]
 
 
@@ -245,7 +247,7 @@ def _kept(model: ModelLike, package: bool, options: dict[str, Any]) -> Result:
     found = Packaged(loaded, report, loaded)
     found.progress = merged.progress
     if isinstance(source, (str, os.PathLike)) and not is_external(loaded):
-        found.file = Path(source)
+        found.file = local(source)
     return found
 
 
@@ -256,8 +258,9 @@ def unpack(package: str | Path, output: str | Path, *, progress: Progress | None
         InputError: zstandard is not installed, or it cannot be written.
         ModelError: it is no package, or a damaged one; nothing was written.
     """
-    target = Path(os.path.realpath(output))
-    found = take_apart(Path(package), target, _megabytes(progress, "unpacking (MB)"))
+    target = Path(os.path.realpath(room_for(output)))
+    found = take_apart(local(package), target, _megabytes(progress, "unpacking (MB)"))
+    found["files"] = send(output, [Path(file) for file in found["files"]])
     return {
         "schema_version": SCHEMA_VERSION,
         "verb": "unpack",

@@ -21,6 +21,7 @@ from graphopt.gates import GateResult
 from graphopt.model import ModelLike, interface
 from graphopt.outcome import with_report
 from graphopt.pipeline import Options, load_samples, merge_options, read_source
+from graphopt.remote import place, with_suffix
 from graphopt.report.document import about, file_sha256, versions
 from graphopt.session import Loadable, Session, ort_form, runtime_version
 from graphopt.storage import save, write_bytes
@@ -29,9 +30,13 @@ from graphopt.validation import Comparison, OutputDifference, output_noise, runn
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-TARGETS = {"ort": ".ort", "openvino": ".xml"}
+TARGETS = {"ort": ".ort", "openvino": ".xml", "tflite": ".tflite"}
 """What ``--to`` takes -> how the file is called."""
-_OPENVINO = FrontEnd("OpenVINO", "to_openvino.py", "openvino", "openvino onnx", direction="to")
+_WORKERS = {
+    "openvino": FrontEnd("OpenVINO", "to_openvino.py", "openvino", "openvino onnx", direction="to"),
+    "tflite": FrontEnd("TensorFlow Lite", "to_tflite.py", "", "onnx2tf", direction="to"),
+}
+"""The runtimes that run in a process of their own."""
 _SAMPLES = 4
 
 
@@ -51,10 +56,10 @@ def export(
 
     Args:
         model: anything :func:`graphopt.model.load` takes; never mutated.
-        destination: ``.ort``, or ``.xml`` (OpenVINO; the weights go beside it into ``.bin``).
+        destination: ``.ort``, ``.xml`` (OpenVINO; the weights go beside it into ``.bin``), ``.tflite``.
         to: a key of :data:`TARGETS`.
         data: inputs to compare on; None: legal random ones.
-        python: an interpreter that has OpenVINO; None: this one.
+        python: an interpreter that has OpenVINO, or onnx2tf; None: this one.
         max_abs: what an output may differ by; None: the model's own noise, or 1e-4 of its largest value.
         min_sqnr: instead, the least SQNR of every output, in dB.
         timeout: seconds the other runtime's converter may take.
@@ -71,7 +76,7 @@ def export(
     asked = {**options, "data": data, "min_sqnr": min_sqnr}
     merged = merge_options(asked, None)
     merged.settings = {"to": to, "python": python, "max_abs": max_abs, "timeout": timeout}
-    target = _target(to, destination)
+    _named(to, destination)
     loaded, source = read_source(model, merged)
     feeds, left_out = _feeds(loaded, merged)
     folder = Path(tempfile.mkdtemp(prefix="graphopt-export-"))
@@ -80,26 +85,26 @@ def export(
         if to == "ort":
             samples, answer = _ort(loaded, feeds, folder, merged)
         else:
-            samples, answer = _openvino(loaded, feeds, folder, merged, python, timeout)
+            samples, answer = _elsewhere(to, loaded, feeds, folder, merged, python, timeout)
         report = _report(loaded, source, merged, answer, time.perf_counter() - started, to)
         report["notes"] += [f"WARNING: data: {text}, so it is left out" for text in left_out]
         _hold(loaded, samples, max_abs, merged, report)
-        written = _write(to, folder, target)
+        made = _made(to, folder)
+        report["output"].update(
+            path=str(destination), bytes=sum(path.stat().st_size for path in made), sha256=file_sha256(made[0])
+        )
+        for path in reversed(made):  # weights before what reads them
+            write_bytes(with_suffix(destination, path.suffix), path.read_bytes())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report["output"].update(
-        path=str(destination), bytes=sum(path.stat().st_size for path in written), sha256=file_sha256(written[0])
-    )
     return report
 
 
-def _target(to: str, destination: str | os.PathLike[str]) -> Path:
+def _named(to: str, destination: str | os.PathLike[str]) -> None:
     if to not in TARGETS:
         raise InputError(f"unknown runtime '{to}'; one of {', '.join(TARGETS)} (docs/export.md says how to others)")
-    path = Path(destination)
-    if path.suffix != TARGETS[to]:
+    if place(destination).suffix != TARGETS[to]:
         raise InputError(f"{destination}: a model for {to} is called *{TARGETS[to]}; name it so")
-    return path
 
 
 def _feeds(model: ir.Model, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
@@ -121,19 +126,25 @@ def _ort(model: ir.Model, feeds: list[Any], folder: Path, options: Options) -> t
     return [(feed, session.run(feed)) for feed in feeds], {"framework": name, "converter": name, "notes": []}
 
 
-def _openvino(
-    model: ir.Model, feeds: list[Any], folder: Path, options: Options, python: Any, timeout: float
+def _elsewhere(
+    to: str, model: ir.Model, feeds: list[Any], folder: Path, options: Options, python: Any, timeout: float
 ) -> tuple[list[Sample], dict[str, Any]]:
+    worker = _WORKERS[to]
+    if python is None and not worker.extra:
+        raise InputError(
+            f"the converter {worker.road} wants an environment of its own (it pins older packages than graphopt's); "
+            f"make one (python -m venv env; env/bin/pip install {worker.packages}) and give --python env/bin/python"
+        )
     save(model, folder / "model.onnx")
     named = {f"{k}/{name}": array for k, feed in enumerate(feeds) for name, array in feed.items()}
     if any(array.dtype == object for array in named.values()):
-        raise InputError("the model takes text, which OpenVINO does not; export the part behind the tokenizer")
+        raise InputError(f"the model takes text, which {worker.title} does not; export the part behind the tokenizer")
     np.savez(folder / "feeds.npz", **named)
     request: dict[str, Any] = {
-        "source": str(folder / "model.onnx"), "kind": "openvino", "function": None, "shapes": [], "opset": 0,
+        "source": str(folder / "model.onnx"), "kind": to, "function": None, "shapes": [], "opset": 0,
         "samples": len(feeds), "seed": 0, "data": str(folder / "feeds.npz"), "allow_code": False, "allow_pickle": False,
     }  # fmt: skip
-    answer = child.run(_OPENVINO, request, folder, python=python, timeout=timeout, progress=options.progress)
+    answer = child.run(worker, request, folder, python=python, timeout=timeout, progress=options.progress)
     return stored(folder / "samples.npz", answer["samples"]), answer
 
 
@@ -199,11 +210,6 @@ def _hold(
         )
 
 
-def _write(to: str, folder: Path, target: Path) -> list[Path]:
-    if to == "ort":
-        write_bytes(target, (folder / "model.ort").read_bytes())
-        return [target]
-    weights = target.with_suffix(".bin")
-    write_bytes(weights, (folder / "model.bin").read_bytes())
-    write_bytes(target, (folder / "model.xml").read_bytes())
-    return [target, weights]
+def _made(to: str, folder: Path) -> list[Path]:
+    """What the converter wrote; the file that is named first."""
+    return [folder / f"model{suffix}" for suffix in (TARGETS[to], *((".bin",) if to == "openvino" else ()))]

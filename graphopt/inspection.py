@@ -12,8 +12,9 @@ import onnx
 
 from graphopt.errors import InputError, did_you_mean
 from graphopt.lifetimes import dead, peak
-from graphopt.model import graphs, read_proto
+from graphopt.model import gather, graphs, read_proto
 from graphopt.neighbourhood import neighbourhood
+from graphopt.remote import place
 from graphopt.scopes import tree as module_tree
 from graphopt.values import Values, known
 from graphopt.weights import Weight, collect, content, repeats, strip, text
@@ -51,6 +52,8 @@ def inspect_model(
     weights = collect(proto)
     report = _stated(proto, weights)
     folder = Path.cwd() / path.parent if path is not None else None
+    if path is not None and (deep or node is not None):
+        gather(source, proto)
     report.update(_waste(proto, weights, folder, deep))
     values = content(weights, node, folder=folder, deep=deep) if node is not None else None
     weights = []  # they hold the tensors' data
@@ -69,7 +72,7 @@ def inspect_model(
     if node is not None:
         same = sized if plain is bare else Values(bare, dims or {})
         report["node"] = [{**one, "values": values} for one in neighbourhood(Values(bare), same, node)]
-    return {"schema_version": 1, "path": str(path) if path is not None else None, "bytes": size, **report}
+    return {"schema_version": 1, "path": os.fspath(source) if path is not None else None, "bytes": size, **report}
 
 
 def _read(source: Any) -> tuple[onnx.ModelProto, Path | None]:
@@ -80,9 +83,7 @@ def _read(source: Any) -> tuple[onnx.ModelProto, Path | None]:
 
         return _parse(bytes(source), "the bytes given"), None
     if isinstance(source, (str, os.PathLike)):
-        return read_proto(source if isinstance(source, str) else Path(source)), (
-            None if str(source) == "-" else Path(source)
-        )
+        return read_proto(source), None if str(source) == "-" else place(source)
     from graphopt.model import load, to_proto
 
     return to_proto(load(source)), None

@@ -25,9 +25,9 @@ from graphopt.expansion import check_readable
 from graphopt.external import ExternalFiles, adopt, all_graphs, shown
 from graphopt.inline import check_inline
 from graphopt.opened import PROTO_LIMIT as PROTO_LIMIT
-from graphopt.opened import read_file
-from graphopt.opened import read_stdin as read_stdin
+from graphopt.opened import read_file, read_stdin
 from graphopt.pages import hashed
+from graphopt.remote import beside, is_remote, place
 from graphopt.residue import graphs as graphs
 from graphopt.schemas import check_nodes
 from graphopt.traversal import ir_graphs
@@ -103,10 +103,10 @@ def load(source: ModelLike, *, external_roots: Sequence[str | Path] = ()) -> ir.
     elif isinstance(source, str) and source == "-":
         proto, where = read_proto("-"), "standard input"
     elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        where = shown(str(path))
-        proto = read_proto(path)
-        folder = Path.cwd() / path.parent  # where the name stands, links not followed
+        where = shown(os.fspath(source))
+        proto = read_proto(source)
+        gather(source, proto)
+        folder = Path.cwd() / place(source).parent  # where the name stands, links not followed
     else:
         proto, where = _loader(source)(source), f"the {type(source).__name__} given"
         check_readable(proto, where)
@@ -139,15 +139,26 @@ def _adopt(source: ir.Model, roots: tuple[Path, ...]) -> ir.Model:
     return model
 
 
-def read_proto(source: str | Path) -> onnx.ModelProto:
+def read_proto(source: str | os.PathLike[str]) -> onnx.ModelProto:
     """The protobuf of a file (``"-"``: stdin), external weights not looked at.
 
     Raises:
         InputError, ModelError: as :func:`load`.
     """
-    if str(source) == "-":
-        return _parse(read_stdin(), "standard input")
-    return _parse(read_file(Path(source)), shown(str(source)))
+    stdin = str(source) == "-"
+    return _parse(read_stdin() if stdin else read_file(source), "standard input" if stdin else shown(str(source)))
+
+
+def gather(source: str | os.PathLike[str], proto: onnx.ModelProto) -> None:
+    """The data files of a model that was read from an address, brought beside it; of others nothing is to do.
+
+    Raises:
+        InputError: one is not there.
+    """
+    if is_remote(source):
+        tensors = (*residue.dense_tensors(proto), *residue.opaque_tensors(proto))
+        entries = (entry for tensor in tensors for entry in tensor.external_data)
+        beside(source, {str(entry.value) for entry in entries if entry.key == "location"})
 
 
 _FORMATS: tuple[tuple[int, bytes, str], ...] = (

@@ -10,6 +10,7 @@ from typing import IO
 
 from graphopt.errors import InputError, ModelError
 from graphopt.external import shown
+from graphopt.remote import local
 
 PROTO_LIMIT = 2**31 - 1
 """Bytes: protobuf cannot serialize a larger message, so larger models keep their weights in a data file."""
@@ -82,16 +83,17 @@ def _bounded(stream: IO[bytes], where: str) -> bytes:
     return data
 
 
-def read_file(path: Path) -> bytes:
-    """A model's file.
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """A model's file, or what an address names.
 
     Raises:
         InputError: it cannot be read.
         ModelError: it is larger than a model can be.
     """
     where = shown(str(path))
+    here = local(path)
     try:
-        with open_regular(path, where) as stream:
+        with open_regular(here, where) as stream:
             return _bounded(stream, where)
     except FileNotFoundError:
         raise InputError(f"no such file: {where}; check the path") from None

@@ -16,7 +16,8 @@ from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.judge import Verdict, judge
 from graphopt.ledger import RunResult
 from graphopt.manager import VERIFY, PassManager
-from graphopt.model import ModelLike, interface, load, read_stdin, to_proto
+from graphopt.model import ModelLike, interface, load, to_proto
+from graphopt.opened import read_stdin
 from graphopt.outcome import blank, hold, merge_notes, narrowed, something_done
 from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe

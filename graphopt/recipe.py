@@ -31,6 +31,7 @@ from graphopt.base import VERIFY, Gates, Pass, Pipeline, Repeat
 from graphopt.errors import InputError
 from graphopt.foreign import ForeignPass, foreign, resolve
 from graphopt.registry import available, build, create, is_pass
+from graphopt.remote import is_address
 from graphopt.user_code import spelled
 
 MAX_REPEAT = 32
@@ -135,7 +136,7 @@ def from_table(table: dict[str, Any], folder: Path | None = None) -> Recipe:
 
 
 def _no_path(text: str) -> bool:
-    return text in ("-", "random") or text.startswith("random:")
+    return text in ("-", "random") or text.startswith("random:") or is_address(text)
 
 
 def _beside(folder: Path | None, text: str) -> str:

@@ -22,6 +22,7 @@ from graphopt.errors import InputError, command
 from graphopt.external import shown
 from graphopt.model import PROTO_LIMIT, clone, graphs, is_external, tensor_buffer, to_bytes, weight_bytes
 from graphopt.pages import let_go
+from graphopt.remote import is_remote, place, send
 from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ _SMALL = 1024
 
 
 def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> list[Path]:
-    """Write ``model`` to ``path`` (``"-"``: standard output) atomically; ``path`` may be the file it came from.
+    """Write ``model`` to ``path`` (``"-"``: standard output) atomically; ``path`` may be the file it came from, or an
+    address (:mod:`graphopt.remote`).
 
     ``external`` puts weights into ``<name>.<hash>.data`` beside it; None does so where the model came that way or is
     too large for one file. Returns the files written.
@@ -46,9 +48,13 @@ def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> 
     """
     if str(path) == "-":
         return _stream(model, None)
+    if is_remote(path):
+        written = save(model, room_for(path), external=external)
+        send(path, written)
+        return written
     where = shown(str(path))
     try:
-        target = Path(os.path.realpath(path))  # a symlinked output stays a link, its target is replaced
+        target = Path(os.path.realpath(place(path)))  # a symlinked output stays a link, its target is replaced
         if target.is_dir():
             raise InputError(f"{where} is a folder; name the output file, e.g. {shown(str(Path(path) / 'model.onnx'))}")
         if target.exists() and not target.is_file():  # /dev/null and the like: a rename would replace the device
@@ -116,11 +122,21 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     Raises:
         InputError: it cannot be written there.
     """
+    target = Path(os.path.realpath(room_for(path)))
     try:
-        with replacing(Path(os.path.realpath(path))) as stream:
+        with replacing(target) as stream:
             stream.write(data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
+    send(path, [target])
+
+
+def room_for(path: str | Path) -> Path:
+    """Where ``path`` is written on this machine, before it is sent."""
+    target = place(path)
+    if is_remote(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,23 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def estimators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's sources of tools/sources, trained in this environment, with their data."""
+    tools = str(ROOT / "tools")
+    if tools not in sys.path:
+        sys.path.insert(0, tools)
+    from sources import write_data
+    from sources.sklearn_sources import estimators as train
+
+    folder = tmp_path_factory.mktemp("scikit-learn")
+    write_data(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of training
+        train(folder)
     return folder
 
 

@@ -19,6 +19,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "traversal", "pages"),
     ("sizes",),
     ("user_code", "external", "budgets", "propagation"),
+    ("remote",),
     ("structure", "residue", "opened", "inline"),
     ("expansion", "schemas"),
     ("costing",),

@@ -91,3 +91,11 @@ def test_without_the_runtime_the_command_that_installs_it(workplace: Path) -> No
         assert ran.code == 2
         assert "pip install 'graphopt[openvino]'" in ran.error
         assert not Path("m.xml").exists()
+
+
+def test_tflite_wants_an_environment_of_its_own(workplace: Path) -> None:
+    ran = run_cli("export", DIGITS, "-o", "m.tflite", "--to", "tflite")
+    assert ran.code == 2
+    assert "env/bin/pip install onnx2tf" in ran.error
+    assert "--python env/bin/python" in ran.error
+    assert list(workplace.iterdir()) == []

@@ -67,6 +67,7 @@ def _lock_path(destination: str) -> str | None:
 
     from graphopt.cli._options import LOCK
     from graphopt.errors import InputError
+    from graphopt.remote import is_address
 
     context = click.get_current_context(silent=True)
     lock: str | None = context.meta.get(LOCK) if context is not None else None
@@ -74,6 +75,8 @@ def _lock_path(destination: str) -> str | None:
         return None
     if destination == "-":
         raise InputError("--lock says how a file was made, and the model goes to stdout; write it to a file")
+    if is_address(lock):
+        raise InputError(f"--lock {lock}: a lock names files as seen from its own folder; write it here and copy it")
     if Path(lock).absolute() == Path(destination).absolute():
         raise InputError(f"--lock {lock} is the output itself; name another file, e.g. graphopt.lock")
     check_destination(lock)
@@ -168,11 +171,14 @@ def check_destination(destination: str) -> None:
     Raises:
         InputError: saying why not.
     """
-    from pathlib import Path
 
     from graphopt.errors import InputError, command
+    from graphopt.remote import is_remote, place, ready
 
-    path = Path(destination)
+    if is_remote(destination):
+        ready(destination)
+        return
+    path = place(destination)
     if path.is_dir():
         raise InputError(f"{destination} is a folder; name the output file, e.g. {path / 'model.onnx'}")
     if path.exists() and not path.is_file():  # writing replaces it, which would be the end of /dev/null

@@ -12,11 +12,12 @@ from graphopt.cli import _complete, _options
 @click.command(
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt export model.onnx -o model.ort --to ort\n"
-    "  graphopt export int8.onnx -o int8.xml --to openvino --min-sqnr 25",
+    "  graphopt export int8.onnx -o int8.xml --to openvino --min-sqnr 25\n"
+    "  graphopt export model.onnx -o model.tflite --to tflite --python tf/bin/python",
 )
 @click.argument("model", metavar="MODEL", shell_complete=_complete.models)
 @click.option("-o", "--output", metavar="OUT", shell_complete=_complete.files, required=True, help="Where to write.")
-@click.option("--to", type=_options.Choice(["ort", "openvino"]), required=True, help="The runtime it is for.")
+@click.option("--to", type=_options.Choice(["ort", "openvino", "tflite"]), required=True, help="The runtime it is for.")
 @click.option("--python", metavar="PATH", shell_complete=_complete.files, help="An interpreter that has the runtime.")
 @_options.section("Comparing with ONNX Runtime (exit code 1 where they differ)")
 @click.option(

@@ -15,6 +15,7 @@ from graphopt.conversion.front_ends import FRONT_ENDS
 from graphopt.errors import InputError, did_you_mean
 from graphopt.external import shown
 from graphopt.opened import open_regular
+from graphopt.remote import is_address, local
 
 HEAD = 1 << 16
 """Bytes of a file that are looked at."""
@@ -48,7 +49,9 @@ def recognise(text: str, kind: str | None = None) -> Source:
     if kind is not None and kind not in FRONT_ENDS:
         raise InputError(f"unknown framework '{kind}'; {did_you_mean(kind, FRONT_ENDS, _known())}")
     stem, colon, function = text.rpartition(".py:")
-    path = Path(stem + ".py") if colon else Path(text)
+    if is_address(text) and text.partition(":")[2].rpartition(":")[0].endswith(".py"):
+        raise InputError(f"{shown(text)}: code is run from a file here only; copy it, look at it, and name the copy")
+    path = Path(stem + ".py") if colon else local(text)
     if not path.exists():
         raise InputError(f"no such file or folder: {shown(text)}; check the path")
     if path.suffix == ".py" and path.is_file():
@@ -172,7 +175,7 @@ def _file(path: Path) -> str | _Unknown:
     for offset, magic, kind in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return kind
-    for look in (_pickle, _safetensors, _text, _protobuf):
+    for look in (_pickle, _safetensors, _text, _stablehlo, _protobuf):
         found = look(path, head)
         if found is not None:
             return found
@@ -231,6 +234,18 @@ def _text(path: Path, head: bytes) -> str | _Unknown | None:
     if start.startswith(b"{"):
         return _braces(path, start)
     return None
+
+
+def _stablehlo(path: Path, head: bytes) -> _Unknown | None:
+    """What ``jax.export`` serializes, a flatbuffer around MLIR's bytecode, or that bytecode bare."""
+    at = head.find(b"ML\xefR")
+    if at < 0 or (at > 0 and b"StableHLO_v" not in head[at : at + 64]):
+        return None
+    what = "a serialized jax.export" if at else "an MLIR module (StableHLO)"
+    return _Unknown(
+        f"is {what}, a compiled program that jax2onnx cannot look into; give the function it was made from: "
+        "module.py:function, with --input-shape"
+    )
 
 
 def _braces(path: Path, start: bytes) -> str | _Unknown | None:

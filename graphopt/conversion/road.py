@@ -22,6 +22,7 @@ from graphopt.gates import GateResult
 from graphopt.model import ValueSpec, interface
 from graphopt.outcome import with_report
 from graphopt.pipeline import Options, Result, merge_options
+from graphopt.remote import local
 from graphopt.report.document import about, file_sha256, versions
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def convert(
     seconds = time.perf_counter() - started
     model, notes = tidied(scratch.path / "model.onnx", to_opset=merged.opset, converter=answer["converter"])
     model.meta[_SCRATCH] = scratch  # weights may lie in a file there: the folder goes with the model
-    report = _report(found, model, merged, answer, seconds)
+    report = _report(source, found, model, merged, answer, seconds)
     report["notes"] += notes
     _compare(model, stored(scratch.path / "samples.npz", answer["samples"]), max_abs, merged, report)
     return Result(model, report)
@@ -104,7 +105,8 @@ def _request(
 ) -> tuple[Source, dict[str, Any]]:
     """What the source is, and what its front end is told; refused here is what can be without starting it."""
     asked = shapes.parse(options.input_shapes)
-    if data is not None and not Path(data).is_file():
+    here = None if data is None else local(data)
+    if here is not None and not here.is_file():
         raise InputError(f"no such file: {data}; --data is an .npz with inputs, one sample per row")
     found = recognise(os.fspath(source), framework)
     refuse_what_runs(found, allow_pickle=allow_pickle, allow_code=allow_code)
@@ -116,7 +118,7 @@ def _request(
         "opset": options.opset or NEWEST_OPSET,
         "samples": options.samples or _SAMPLES,
         "seed": options.seed,
-        "data": None if data is None else str(Path(data).resolve()),
+        "data": None if here is None else str(here.resolve()),
         "allow_code": allow_code,
         "allow_pickle": allow_pickle,
     }
@@ -130,7 +132,14 @@ class _Scratch:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def _report(found: Source, model: ir.Model, options: Options, answer: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _report(
+    source: str | os.PathLike[str],
+    found: Source,
+    model: ir.Model,
+    options: Options,
+    answer: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
     size, digest = _measured(found.path)
     inputs, outputs = interface(model)
     written = about(model, None)
@@ -138,7 +147,7 @@ def _report(found: Source, model: ir.Model, options: Options, answer: dict[str, 
         **versions("convert", vars(options)),
         "input": {
             **written,
-            "path": str(found.path) + (f":{found.function}" if found.function else ""),
+            "path": os.fspath(source),
             "bytes": size,
             "sha256": digest,
         },

@@ -21,6 +21,7 @@ from graphopt.data.stored import SPOOL_LIMIT, Scratch, open_npy, open_npz
 from graphopt.data.synthetic import legal_random
 from graphopt.errors import DataError, GraphoptError, InputError
 from graphopt.external import shown
+from graphopt.remote import is_address, local
 from graphopt.user_code import neighbours_of
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ def _from_text(
     if isinstance(spec, str) and (text == "random" or text.startswith("random:")):
         return legal_random(inputs, seed, _random_count(text, limit))
     stem, dot, function = text.rpartition(".py:")
+    if (dot or text.endswith(".py")) and is_address(text):
+        raise InputError(f"{shown(text)}: code is run from a file here only; copy it, look at it, and name the copy")
     if dot or text.endswith(".py"):
         path = Path(stem + ".py") if dot else Path(text)
         return _from_module(path, function if dot else "load_data", inputs, limit, scratch)
-    path = Path(spec).expanduser()
+    path = local(spec).expanduser()
     notes: list[str] = []
     try:
         path.exists()

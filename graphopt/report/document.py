@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.graph import nodes, opset
 from graphopt.model import is_external, to_proto, weight_bytes
 from graphopt.references import referred_bytes, referring
+from graphopt.remote import local, place
 from graphopt.session import runtime_version
 from graphopt.storage import INLINE_LIMIT
 from graphopt.target import this_cpu
@@ -66,8 +67,8 @@ def about(model: ir.Model, source: Any) -> dict[str, Any]:
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) and str(source) != "-" else None
     weights = weight_bytes(model)
     size, digest = weights, None
-    if path is not None and Path(path).is_file():
-        size, digest = Path(path).stat().st_size + (weights if is_external(model) else 0), file_sha256(path)
+    if path is not None and local(path).is_file():
+        size, digest = place(path).stat().st_size + (weights if is_external(model) else 0), file_sha256(path)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         size, digest = len(source), hashlib.sha256(source).hexdigest()
     elif (referred := referred_bytes(model)) or weights >= INLINE_LIMIT:
@@ -90,7 +91,7 @@ def about(model: ir.Model, source: Any) -> dict[str, Any]:
 
 def file_sha256(path: str | Path) -> str:
     """The hash of a file's bytes."""
-    with Path(path).open("rb") as stream:
+    with local(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

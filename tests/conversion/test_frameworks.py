@@ -7,6 +7,7 @@ import pickle
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -19,7 +20,7 @@ from conftest import ROOT, run_cli
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-from sources import SOURCES, Made, interpreter, make, shaped, write_data
+from sources import SOURCES, Made, feeds, interpreter, make, write_data
 
 COOKBOOK = sorted((ROOT / "docs" / "cookbook").glob("*.md"))
 HEAD = re.compile(r"<!-- environment: (\w+); files: (.*?) -->")
@@ -56,10 +57,10 @@ def test_converts_and_knows_the_digits(made: Made, sources: Callable[[str], Path
     assert ran.code == 0, ran.err
     test = np.load(folder / "test.npz")
     session = onnxruntime.InferenceSession("m.onnx")
-    name = session.get_inputs()[0].name
+    given = feeds(test["image"], made.layout, [port.name for port in session.get_inputs()])
     hits = 0
-    for image, label in zip(shaped(test["image"], made.layout), test["label"], strict=True):
-        outputs = session.run(None, {name: image[None]})
+    for index, label in enumerate(test["label"]):
+        outputs = session.run(None, {name: array[index : index + 1] for name, array in given.items()})
         scores = next(o for o in outputs if np.ndim(o) == 2 and np.shape(o)[1] == 10)
         hits += int(np.argmax(scores) == label)
     assert hits / len(test["label"]) > 0.75
@@ -79,6 +80,14 @@ def test_hostile_pickles_run_nothing(workplace: Path) -> None:
 
 
 @pytest.mark.framework
+def test_what_jax_export_writes_is_known_and_refused(sources: Callable[[str], Path], workplace: Path) -> None:
+    ran = run_cli("convert", sources("jax") / "net.jaxexport", "-o", "m.onnx", "--python", python("jax"))
+    assert ran.code == 2
+    assert "jax.export" in ran.error
+    assert "module.py:function" in ran.error
+
+
+@pytest.mark.framework
 def test_a_saved_model_with_a_custom_operator(sources: Callable[[str], Path], workplace: Path) -> None:
     interpreter_path = python("tensorflow")
     shutil.copytree(sources("tensorflow") / "saved", "saved")
@@ -90,21 +99,39 @@ def test_a_saved_model_with_a_custom_operator(sources: Callable[[str], Path], wo
     assert "nothing was loaded" in ran.error
 
 
-@pytest.mark.framework
-@pytest.mark.parametrize("page", [p for p in COOKBOOK if HEAD.search(p.read_text("utf-8"))], ids=lambda p: p.stem)
-def test_cookbook(page: Path, sources: Callable[[str], Path], workplace: Path) -> None:
-    text = page.read_text("utf-8")
-    head = HEAD.search(text)
+HERE = ("digits.onnx", "calibration.npz", "evaluation.npz")
+"""Files that pages take from the demo."""
+
+
+def runs(page: Path) -> object:
+    """A page as a parameter: it is a framework's test unless it needs nothing but what is here."""
+    head = HEAD.search(page.read_text("utf-8"))
     assert head is not None
-    interpreter_path = python(head[1])
-    for name in head[2].split(", "):
-        given = sources(head[1]) / name
+    marks = () if head[1] == "here" else (pytest.mark.framework,)
+    return pytest.param(page, head[1], head[2].split(", "), marks=marks, id=page.stem)
+
+
+@pytest.mark.parametrize(
+    ("page", "environment", "files"), [runs(p) for p in COOKBOOK if HEAD.search(p.read_text("utf-8"))]
+)
+def test_cookbook(
+    page: Path, environment: str, files: list[str], request: pytest.FixtureRequest, workplace: Path
+) -> None:
+    interpreter_path = None if environment == "here" else python(environment)
+    for name in files:
+        if name in HERE:
+            given = ROOT / "graphopt" / "demo" / name
+        elif environment == "here":
+            given = request.getfixturevalue("estimators") / name
+        else:
+            given = request.getfixturevalue("sources")(environment) / name
         (shutil.copytree if given.is_dir() else shutil.copy)(given, name)
-    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     assert lines
     for line in lines:
         words = shlex.split(line)[1:]
-        if words[0] == "convert":
+        if words[0] in ("convert", "export") and interpreter_path and words[-1] != "ort":
             words += ["--python", interpreter_path]
         if words[0] == "quantize" and "--allow-slower" not in words:
             words += ["--allow-slower", "--time", "0"]  # whether int8 is faster depends on who else uses this machine
@@ -122,6 +149,23 @@ def test_the_page_on_exporters(workplace: Path) -> None:
     import onnx
 
     exec(compile(block, "exporters.md", "exec"), {"model_onnx": onnx.load("model.onnx")})
+
+
+def test_the_hook_judges_every_model_it_is_given(workplace: Path) -> None:
+    text = (ROOT / "docs" / "cookbook" / "exporters.md").read_text("utf-8")
+    (entry,) = re.findall(r"^ *entry: (.*)$", text, re.M)
+    bin_folder = workplace / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "graphopt").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m graphopt "$@"\n')
+    (bin_folder / "graphopt").chmod(0o755)
+    right, wrong = str(ROOT / "graphopt" / "demo" / "digits.onnx"), "wrong.onnx"
+    made = run_cli("quantize", right, "-o", wrong, "--data", "random", "--time", "0", "-q", "--allow-slower",
+                   "--target", "tensorrt")  # fmt: skip
+    assert made.code == 0, made.err
+    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    for models, code in (([right], 0), ([wrong, right], 1), ([right, wrong], 1)):
+        done = subprocess.run([*shlex.split(entry), *models], env=environment, check=False, capture_output=True)
+        assert done.returncode == code, done.stderr.decode()
 
 
 def test_links_and_names_in_the_cookbook() -> None:

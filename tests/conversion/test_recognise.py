@@ -112,6 +112,8 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "safetensors": (safetensors(), "weights alone", "config.json"),
     "coreml": (COREML, "CoreML", "convert the model it was made from"),
     "openvino": (b'<?xml version="1.0"?>\n<net name="m" version="11">', "OpenVINO IR", "graphopt export"),
+    "jax.export": (b"\x3c\0\0\0" + b"\0" * 296 + b"ML\xefR\rStableHLO_v1.15.1", "jax.export", "module.py:function"),
+    "stablehlo": (b"ML\xefR\rStableHLO_v1.15.1", "StableHLO", "module.py:function"),
     "pmml": (b'<?xml version="1.0"?>\n<PMML version="4.4">', "PMML", "made from"),
     "npz": (npz(), "NumPy", "no model"),
     "npy": (b"\x93NUMPY\1\0", "NumPy", "no model"),

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sources import ENVIRONMENTS, SOURCES, Made, interpreter, make, shaped, write_data
+from sources import ENVIRONMENTS, SOURCES, Made, feeds, interpreter, make, write_data
 
 import graphopt
 
@@ -52,10 +52,10 @@ def measured(made: Made, folder: Path) -> dict[str, Any]:
         "max_abs": max(output["max_abs"] for output in outputs),
         "onnx_bytes": result.report["output"]["bytes"],
     }
-    name = result.report["inputs"][0]["name"]
+    names = [port["name"] for port in result.report["inputs"]]
     test, calib = np.load(folder / "test.npz"), np.load(folder / "calib.npz")
-    data = {name: shaped(calib["image"], made.layout)}
-    judge = {name: shaped(test["image"], made.layout), "label": test["label"]}
+    data = feeds(calib["image"], made.layout, names)
+    judge = {**feeds(test["image"], made.layout, names), "label": test["label"]}
     try:
         done = graphopt.quantize(result.ir_model, data=data, eval_data=judge, metric=right, time=0, allow_slower=True)
     except graphopt.GraphoptError as error:

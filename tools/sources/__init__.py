@@ -29,6 +29,8 @@ SOURCES = (
     Made("torch", "net.py:make", ("--input-shape", "image:batch,1,8,8")),
     Made("torch", "net.ts", ("--allow-code", "--input-shape", "x:batch,1,8,8")),
     Made("torch", "vit"),
+    Made("torch", "resnet.py:make", ("--input-shape", "x:batch,3,32,32"), layout="rgb"),
+    Made("torch", "bert", layout="tokens"),
     Made("sklearn", "linear.skops", layout="flat"),
     Made("sklearn", "mlp.skops", layout="flat"),
     Made("sklearn", "hist.skops", layout="flat"),
@@ -37,12 +39,22 @@ SOURCES = (
     Made("sklearn", "trees.cbm", layout="flat"),
     Made("tensorflow", "net.keras", layout="nhwc"),
     Made("tensorflow", "gelu.keras", layout="nhwc"),
+    Made("tensorflow", "mobilenet.keras", layout="rgb_nhwc"),
     Made("tensorflow", "saved", layout="nhwc"),
     Made("tensorflow", "net.tflite", layout="nhwc"),
     Made("tensorflow", "int8.tflite", layout="nhwc"),
     Made("jax", "fn.py:net", ("--input-shape", "x:batch,64"), layout="flat"),
     Made("paddle", "paddle.json"),
 )
+LAYOUTS = {
+    "nchw": ["image"],
+    "nhwc": ["image"],
+    "flat": ["X"],
+    "rgb": ["x"],
+    "rgb_nhwc": ["image"],
+    "tokens": ["input_ids", "attention_mask", "token_type_ids"],
+}
+"""How sources take the images, and what the inputs are called in the data files."""
 ENVIRONMENTS = tuple(dict.fromkeys(made.environment for made in SOURCES))
 
 
@@ -54,14 +66,15 @@ def interpreter(environment: str) -> Path | None:
 
 
 def write_data(folder: Path) -> None:
-    """train.npz (300 labelled digits), and calib and test (297 others) as channels first, last, and flat rows."""
+    """train (300 labelled digits), calib, and test (297 other labelled ones) in every layout."""
     demo = ROOT / "graphopt" / "demo"
     known, others = np.load(demo / "evaluation.npz"), np.load(demo / "calibration.npz")["image"]
-    np.savez(folder / "train.npz", image=known["image"][:300], label=known["label"][:300])
     images, labels = known["image"][300:], known["label"][300:]
-    for end, layout, key in (("", "nchw", "image"), ("_nhwc", "nhwc", "image"), ("_flat", "flat", "X")):
-        np.savez(folder / f"calib{end}.npz", **{key: shaped(others, layout)})
-        np.savez(folder / f"test{end}.npz", label=labels, **{key: shaped(images, layout)})
+    for layout, names in LAYOUTS.items():
+        end = "" if layout == "nchw" else f"_{layout}"
+        np.savez(folder / f"train{end}.npz", label=known["label"][:300], **feeds(known["image"][:300], layout, names))
+        np.savez(folder / f"calib{end}.npz", **feeds(others, layout, names))
+        np.savez(folder / f"test{end}.npz", label=labels, **feeds(images, layout, names))
 
 
 def make(environment: str, folder: Path) -> None:
@@ -80,8 +93,19 @@ def make(environment: str, folder: Path) -> None:
         raise RuntimeError(f"{script.name}: {done.stderr[-500:]}")
 
 
-def shaped(images: np.ndarray, layout: str) -> np.ndarray:
-    """Images (n, 1, 8, 8) as a source takes them."""
+def feeds(images: np.ndarray, layout: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Images (n, 1, 8, 8) as a source takes them, under the names of its inputs.
+
+    ``rgb``: 32 x 32 in three channels; ``tokens``: 16 patches of 2 x 2 as words of a vocabulary of 16, with a
+    mask and types, as BERT takes text.
+    """
+    if layout == "tokens":
+        dark = (images > 0.3).reshape(-1, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4).reshape(-1, 16, 4)
+        ids = dark @ np.array([1, 2, 4, 8])
+        known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        return {name: known[name] for name in names}
     if layout == "flat":
-        return images.reshape(len(images), -1)
-    return images.transpose(0, 2, 3, 1) if layout == "nhwc" else images
+        images = images.reshape(len(images), -1)
+    if layout.startswith("rgb"):
+        images = np.repeat(images.repeat(4, axis=2).repeat(4, axis=3), 3, axis=1)
+    return {names[0]: images.transpose(0, 2, 3, 1) if layout.endswith("nhwc") else images}

@@ -1,4 +1,4 @@
-"""A digits net in JAX, trained here: fn.py:net with its weights in fn.npz.
+"""A digits net in JAX, trained here: fn.py:net with its weights in fn.npz; and what jax.export writes (refused).
 
 python jax_sources.py FOLDER          in an environment with jax; FOLDER holds train.npz
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,6 +46,8 @@ def main(folder: Path) -> None:
         weights = step(weights)
     np.savez(folder / "fn.npz", **{k: np.asarray(v) for k, v in weights.items()})
     (folder / "fn.py").write_text(SOURCE)
+    made = jax.export.export(jax.jit(lambda x: jax.nn.relu(x @ weights["a"])))(jax.ShapeDtypeStruct((1, 64), "float32"))
+    (folder / "net.jaxexport").write_bytes(made.serialize())
 
 
 if __name__ == "__main__":

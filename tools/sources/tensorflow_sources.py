@@ -1,10 +1,12 @@
-"""The digits net in Keras, trained here: net.keras, saved/ (SavedModel), net.tflite, int8.tflite; and gelu.keras.
+"""The digits net in Keras, trained here: net.keras, saved/ (SavedModel), net.tflite, int8.tflite; gelu.keras; and
+MobileNetV2 (mobilenet.keras).
 
 python tensorflow_sources.py FOLDER   in an environment with tensorflow; FOLDER holds train.npz
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -54,6 +56,48 @@ def main(folder: Path) -> None:
     converter.representative_dataset = samples
     (folder / "int8.tflite").write_bytes(converter.convert())
     net(images, labels, "gelu").save(folder / "gelu.keras")
+    mobilenet(folder)
+
+
+def mobilenet(folder: Path) -> None:
+    """Train and save MobileNetV2 of Keras' applications; theirs.json: what the TFLite converter's int8 makes of it."""
+    train, calib, test = (np.load(folder / f"{name}_rgb_nhwc.npz") for name in ("train", "calib", "test"))
+    model = tf.keras.applications.MobileNetV2(
+        (32, 32, 3), alpha=0.35, weights=None, classes=10, classifier_activation=None
+    )
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.layers.BatchNormalization):
+            layer.momentum = 0.9  # of 0.999, which wants thousands of steps
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf.keras.optimizers.Adam(2e-3), loss)
+    model.fit(train["image"], train["label"], batch_size=50, epochs=40, verbose=0)
+    model.save(folder / "mobilenet.keras")
+
+    def samples() -> Iterator[list[Any]]:
+        for image in calib["image"]:
+            yield [image[None]]
+
+    found: dict[str, float] = {}
+    for name in ("float", "theirs"):
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        if name == "theirs":
+            converter.optimizations, converter.representative_dataset = [tf.lite.Optimize.DEFAULT], samples
+        made = converter.convert()
+        found[f"{name}_bytes"], found[f"{name}_accuracy"] = len(made), accuracy(made, test)
+    (folder / "theirs.json").write_text(json.dumps({"mobilenet": found}))
+
+
+def accuracy(made: bytes, test: Any) -> float:
+    """Of a TFLite file, in its own interpreter."""
+    interpreter = tf.lite.Interpreter(model_content=made)
+    interpreter.allocate_tensors()
+    given, answer = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    hits = 0
+    for image, label in zip(test["image"], test["label"], strict=True):
+        interpreter.set_tensor(given, image[None])
+        interpreter.invoke()
+        hits += int(interpreter.get_tensor(answer).argmax() == label)
+    return hits / len(test["label"])
 
 
 if __name__ == "__main__":
