@@ -23,7 +23,7 @@ from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
 from graphopt.search.budget import damages, keep_to_budget
-from graphopt.search.pruning import prune_to_budget
+from graphopt.search.pruning import prune_to_budget, prune_to_latency
 from graphopt.search.speed import Promise, told, untold
 from graphopt.storage import save
 from graphopt.sweeps import attach
@@ -251,6 +251,7 @@ def make(
     something_done(result, pipeline, must, report)
     kept = None
     if options.search:
+        prune_to_latency(result, pipeline, model, context, options.time)
         prune_to_budget(result, pipeline, model, context, options.gates, metric)
         kept = keep_to_budget(result, pipeline, model, context, options.gates, metric)
         report["sensitivity"] = damages(kept)

@@ -37,6 +37,7 @@ PASSES: dict[str, str] = {
     "simplify": "graphopt.passes.simplify:Simplify",
     "smooth": "graphopt.passes.smooth:Smooth",
     "prune": "graphopt.passes.prune:Prune",
+    "sparsify": "graphopt.passes.sparsify:Sparsify",
     "quantize-static": "graphopt.passes.quantize_static:QuantizeStatic",
     "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
     "compress-weights": "graphopt.passes.compress_weights:CompressWeights",

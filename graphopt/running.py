@@ -12,7 +12,7 @@ from graphopt.pipeline import Result, make, merge_options
 from graphopt.recipe import Recipe, read
 from graphopt.search.speed import Promise
 
-_MUST = ("prune", "compress-weights", "compute-fp16", "finetune")
+_MUST = ("prune", "sparsify", "compress-weights", "compute-fp16", "finetune")
 """What a recipe names them for: where they do nothing, nothing was done."""
 
 

@@ -306,7 +306,7 @@ def _write(model: ir.Model, node: ir.Node, found: list[Solved]) -> tuple[float, 
     )
     site = bias_site(node)
     if site is not None:
-        _shift(model, site, np.concatenate([one.shift for one in found]), stored.dtype)
+        shift_bias(model, site, np.concatenate([one.shift for one in found]), stored.dtype)
     return before, after
 
 
@@ -362,7 +362,8 @@ def bias_site(node: ir.Node) -> tuple[ir.Node, int] | None:
     return (add, 1 - index) if array is not None and array.ndim == 1 and array.size > 1 else None
 
 
-def _shift(model: ir.Model, site: tuple[ir.Node, int], gain: NDArray[np.float64], dtype: Any) -> None:
+def shift_bias(model: ir.Model, site: tuple[ir.Node, int], gain: NDArray[np.float64], dtype: Any) -> None:
+    """Add ``gain`` (one number per output) to the bias at ``site``, which is made where there is none yet."""
     node, index = site
     old = node.inputs[index] if index < len(node.inputs) else None
     array = constant_array(old)

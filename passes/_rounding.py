@@ -29,6 +29,9 @@ DAMPING = 0.01
 _BLOCK = 64  # columns whose effect on the others is applied together
 _SWEEPS = 3
 
+_SPARSE = 0.1
+"""The share of zeros above which a weight has them for a reason (see ``sparsify``)."""
+
 
 @dataclass(frozen=True)
 class Rounded:
@@ -123,7 +126,7 @@ def round_on_gram(
         least: a floor of the scale, [groups, outputs].
     """
     damped = _damped(gram)
-    bounds = _Bounds(np.full((1, 1, 1), -largest), np.full((1, 1, 1), largest))
+    bounds = _bounds(matrix, largest)
     integers = _start(matrix, damped, scale[..., None], bounds)
     for sweep in range(_SWEEPS):
         if sweep:
@@ -159,6 +162,13 @@ class _Bounds:
 
     def over(self, shape: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
         return np.broadcast_to(self.low, shape), np.broadcast_to(self.high, shape)
+
+
+def _bounds(matrix: NDArray[np.float64], largest: int) -> _Bounds:
+    """Every integer that there is; of a weight that had zeros put in, a zero stays one."""
+    zero = matrix == 0
+    high = np.where(zero, 0, largest) if zero.mean() > _SPARSE else np.full((1, 1, 1), largest)
+    return _Bounds(-high, high)
 
 
 def _damped(gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -198,7 +208,7 @@ def _gptq(
     order = np.argsort(-np.diagonal(h, axis1=1, axis2=2), axis=1, kind="stable")
     try:
         ordered = np.take_along_axis(np.take_along_axis(h, order[:, :, None], 1), order[:, None, :], 2)
-        upper = _inverse_factor(ordered)
+        upper = inverse_factor(ordered)
     except np.linalg.LinAlgError:
         return bounds.clip(np.rint(w / steps))
     left, step, low, high = (
@@ -218,7 +228,7 @@ def _gptq(
     return np.take_along_axis(q, np.argsort(order, axis=1)[:, None, :], 2)
 
 
-def _inverse_factor(h: NDArray[np.float64]) -> NDArray[np.float64]:
+def inverse_factor(h: NDArray[np.float64]) -> NDArray[np.float64]:
     """U, upper, with U^T U = H^-1: H = F F^T with F upper, by factoring it turned around, and U = F^-1."""
     factor = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1]
     if len(h) > 1:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphopt.channels.atoms import live
-from graphopt.graph import constant
+from graphopt.graph import constant, label
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +22,9 @@ LEAST = 0.1
 """The share of a group's units that always stays: a layer of two channels is an end, not an economy."""
 
 
-AMOUNTS = ("macs", "size", "channels")
+AMOUNTS = ("macs", "size", "channels", "latency")
+
+_SAVING = {"macs": "macs", "channels": "macs", "size": "bytes", "latency": "seconds"}
 
 SLACK = 0.02
 """How far beyond what was asked for a step may go while there are shorter ones."""
@@ -39,9 +41,11 @@ class Path:
 
 
 class Ledger:
-    """MACs, bytes and channels that are left while units go, by axis: an axis enters with how many indices it has."""
+    """MACs, bytes, seconds and channels that are left while units go, by axis: an axis enters with how many indices it
+    has. ``seconds``: what each node takes, by its label; a node is held to take time as what it makes is long, and one
+    that multiplies matrices as its MACs are many."""
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: Channels, seconds: Mapping[str, float] | None = None) -> None:
         self.count = channels.count
         self._axes: dict[bytes, int] = {}
         self._lengths: list[float] = []
@@ -58,10 +62,21 @@ class Ledger:
             tensor = constant(value)
             if tensor is not None:
                 self.bytes.append((float(tensor.nbytes), self._ids(axes)))
+        terms = {"macs": self.macs, "bytes": self.bytes, "seconds": self._times(seconds or {})}
         self._full = list(self._lengths)
         self.left = list(self._lengths)
-        self._macs_of = self._touching(self.macs)
-        self._bytes_of = self._touching(self.bytes)
+        self._terms = {what: (mine, self._touching(mine)) for what, mine in terms.items()}
+
+    def _times(self, seconds: Mapping[str, float]) -> list[tuple[float, list[int]]]:
+        found: list[tuple[float, list[int]]] = []
+        known = dict(seconds)
+        for product in self._channels.products:
+            spent = known.pop(label(product.node), 0.0)
+            found += [(spent * share, self._ids(vectors)) for share, vectors in product.terms]
+        makers = {producer: axes for value, axes in self._channels.trace.axes.items() if (producer := value.producer())}
+        for node, axes in makers.items():
+            found.append((known.pop(label(node), 0.0), self._ids(axes)))
+        return [*found, (sum(known.values()), [])]
 
     def _ids(self, vectors: Sequence[NDArray[np.int64]]) -> list[int]:
         found = []
@@ -101,12 +116,12 @@ class Ledger:
         return value
 
     def total(self, what: str) -> float:
-        """MACs or bytes that are left."""
-        return sum(self._term(term, {}) for term in (self.macs if what == "macs" else self.bytes))
+        """MACs, bytes or seconds that are left."""
+        return sum(self._term(term, {}) for term in self._terms[what][0])
 
     def saved(self, gone: dict[int, int], what: str) -> float:
         """What goes with these indices, as things stand."""
-        terms, of = (self.macs, self._macs_of) if what == "macs" else (self.bytes, self._bytes_of)
+        terms, of = self._terms[what]
         touched = {number for axis in gone for number in of.get(axis, ())}
         return sum(self._term(terms[n], {}) - self._term(terms[n], gone) for n in touched)
 
@@ -120,13 +135,20 @@ class Ledger:
             self.left[axis] -= times
 
 
-def choose(channels: Channels, paths: Sequence[Path], of: str, left: float, multiple: int) -> NDArray[np.bool_]:
+def choose(
+    channels: Channels,
+    paths: Sequence[Path],
+    of: str,
+    left: float,
+    multiple: int,
+    seconds: Mapping[str, float] | None = None,
+) -> NDArray[np.bool_]:
     """Per unit, whether it stays.
 
-    ``left``: the share of ``of`` (one of :data:`AMOUNTS`) that is left. ``multiple``: what is left of a layer's output
-    channels is a multiple of it, where it was one before.
+    ``left``: the share of ``of`` (one of :data:`AMOUNTS`) that is left; of ``latency``, of what ``seconds`` (by node)
+    say. ``multiple``: what is left of a layer's output channels is a multiple of it, where it was one before.
     """
-    choice = _Choice(channels, paths, of, left, multiple)
+    choice = _Choice(channels, paths, of, left, multiple, seconds)
     choice.run()
     return choice.keep
 
@@ -134,10 +156,18 @@ def choose(channels: Channels, paths: Sequence[Path], of: str, left: float, mult
 class _Choice:
     """The state of choosing: how far each path has been gone, and what is left."""
 
-    def __init__(self, channels: Channels, paths: Sequence[Path], of: str, left: float, multiple: int) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        paths: Sequence[Path],
+        of: str,
+        left: float,
+        multiple: int,
+        seconds: Mapping[str, float] | None,
+    ) -> None:
         self.paths, self.of, self.share = paths, of, left
-        self.saving = "bytes" if of == "size" else "macs"
-        self.ledger = Ledger(channels)
+        self.saving = _SAVING[of]
+        self.ledger = Ledger(channels, seconds)
         self.keep = np.ones(channels.count, np.bool_)
         self.at = [0] * len(paths)
         self.steps = [_steps(channels, path, multiple) for path in paths]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +19,7 @@ from graphopt.passes._refit import REPAIRS, plan_layers, refit
 from graphopt.passes._saliency import IMPORTANCES, by_loss, by_magnitude, layer_forms
 from graphopt.passes._shrink import Shrinker
 from graphopt.passes._units import AMOUNTS, Ledger, Path, choose
+from graphopt.profiling import profile
 from graphopt.session import Session
 from graphopt.validation import runnable_feeds
 
@@ -27,15 +28,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_KEYS = {"macs": "macs", "size": "weight_bytes", "channels": "channels"}
+_KEYS = {"macs": "macs", "size": "weight_bytes", "channels": "channels", "latency": "seconds"}
+
+_PROFILED = 1.0  # seconds
+_FED = 4  # samples that it is profiled on
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
     """Remove the channels, attention heads and hidden units whose loss costs least, wherever they can be told apart.
 
-    ``left``: the share of ``of`` that is left: ``macs`` (multiply-accumulates), ``size`` (bytes of weights) or
-    ``channels`` (those that can go). ``importance``: ``loss`` (what is lost when the layers
+    ``left``: the share of ``of`` that is left: ``macs`` (multiply-accumulates), ``size`` (bytes of weights),
+    ``channels`` (those that can go) or ``latency`` (what the runtime's profile says that nodes take here; what the
+    whole then takes is measured where time allows). ``importance``: ``loss`` (what is lost when the layers
     that read a channel make up for it; needs calibration data), ``l2`` or ``l1`` (size of the weights). ``repair``: how
     layers behind are refitted: ``asymmetric`` (on what they read in the pruned model, in order), ``symmetric`` (on what
     they read in the original), ``auto`` (the better of these two), ``moments`` (mean and spread of each output only) or
@@ -85,14 +90,15 @@ class Prune(Pass):
             if not result.skipped:
                 result.skipped.append(Skip("(graph)", "it has no two layers of which one reads what the other makes"))
             return result
-        keep = choose(channels, self.paths(model, channels, context), self.of, self.left, self.multiple)
+        seconds = self.seconds(model, context)
+        keep = choose(channels, self.paths(model, channels, context), self.of, self.left, self.multiple, seconds)
         if keep.all():
             result.skipped.append(
                 Skip("(graph)", f"no group has {self.multiple} channels to spare; try --multiple 1 or a smaller rest")
             )
             return result
         result.changes = _changes(channels, keep)
-        result.metrics = totals(channels, keep)
+        result.metrics = totals(channels, keep, seconds)
         reached = result.metrics[f"{_KEYS[self.of]}_left"]
         if reached is not None and reached > self.left + 1e-9:
             what = f"{100 * reached:.0f} % of the {self.of} are left, not {100 * self.left:.0f} %"
@@ -112,7 +118,18 @@ class Prune(Pass):
 
     def find(self, model: ir.Model, context: Context) -> Channels:
         """Units and groups of ``model``, at the sizes of a sample (or of legal random inputs)."""
-        return find_channels(model, two_sizes(model, _feed(model, context), threads=context.threads), stays=self._stays)
+        return find_channels(
+            model, two_sizes(model, _feeds(model, context, 1)[0], threads=context.threads), stays=self._stays
+        )
+
+    def seconds(self, model: ir.Model, context: Context) -> dict[str, float] | None:
+        """What each node takes here, by its label, where that is what counts."""
+        if self.of != "latency":
+            return None
+        context.progress(0, None, "profiling")
+        feeds = _feeds(model, context, _FED)
+        found, _ = profile(model, feeds, threads=context.threads or 1, seconds=_PROFILED)
+        return {one.node or "": one.seconds for one in found}
 
     def _stays(self, node: ir.Node) -> str | None:
         if self.exclude and matches(node, self.exclude):
@@ -132,13 +149,13 @@ def _progress(context: Context) -> Callable[[int, int], None]:
     return lambda done, total: context.progress(done, total, "repairing layers")
 
 
-def _feed(model: ir.Model, context: Context) -> dict[str, Any]:
+def _feeds(model: ir.Model, context: Context, count: int) -> list[dict[str, Any]]:
     from graphopt.data import feeds
 
     if context.data is None:
-        return runnable_feeds(model, Session(model, threads=context.threads), 1, seed=context.seed)[0]
+        return runnable_feeds(model, Session(model, threads=context.threads), 1, seed=context.seed)
     inputs, _ = interface(model)
-    return feeds(next(iter(context.data)), inputs)
+    return [feeds(sample, inputs) for sample in context.data.take(count)]
 
 
 def left_alone(channels: Channels) -> list[Skip]:
@@ -162,10 +179,10 @@ def _changes(channels: Channels, keep: NDArray[np.bool_]) -> list[Change]:
     return found
 
 
-def totals(channels: Channels, keep: NDArray[np.bool_]) -> dict[str, Any]:
-    """Shares that are left, counted exactly."""
-    ledger = Ledger(channels)
-    macs, stored = ledger.total("macs"), ledger.total("bytes")
+def totals(channels: Channels, keep: NDArray[np.bool_], seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Shares that are left, counted exactly; of the time, as the profile has it (None: nobody looked)."""
+    ledger = Ledger(channels, seconds)
+    macs, stored, spent = (ledger.total(what) for what in ("macs", "bytes", "seconds"))
     ledger.take(ledger.lost([int(u) for u in (~keep).nonzero()[0]]))
     units = [int(u) for group in channels.groups for u in group.units]
     free = sum(group.free for group in channels.groups)
@@ -173,6 +190,7 @@ def totals(channels: Channels, keep: NDArray[np.bool_]) -> dict[str, Any]:
         "macs_left": ledger.total("macs") / macs if macs else None,
         "weight_bytes_left": ledger.total("bytes") / stored if stored else None,
         "channels_left": 1 - float((~keep).sum()) / free if free else None,
+        "seconds_left": ledger.total("seconds") / spent if spent else None,
         "units_removed": int((~keep).sum()),
         "units": len(units),
         "groups": len(channels.groups),

@@ -41,6 +41,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("inspection", "judge"),
     ("search", "linting", "presets", "outcome"),
     ("pipeline",),
+    ("sparsified",),
     ("pruned", "ranking", "bisection", "benchmark", "locking", "compression", "finetuning", "conversion"),
     ("running", "trials", "exporting"),
     ("tuning",),
@@ -53,7 +54,18 @@ ORDER: tuple[tuple[str, ...], ...] = (
 
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ABOVE_THE_ENGINE = (
-    *("search", "linting", "pipeline", "pruned", "ranking", "bisection", "benchmark", "compression", "finetuning"),
+    *(
+        "search",
+        "linting",
+        "pipeline",
+        "sparsified",
+        "pruned",
+        "ranking",
+        "bisection",
+        "benchmark",
+        "compression",
+        "finetuning",
+    ),
     *("trials", "api", "cli"),
 )
 """What may know a concrete pass; everything else knows them by name, through the registry."""

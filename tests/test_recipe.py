@@ -33,6 +33,8 @@ CHOICES: dict[str, list[Any]] = {
     "format": ["uint4", "fp16", "palette8"],
     "round_to": ["nearest", "fitted", "data"],
     "block": [16, 32, 128, 256],
+    "sparsity": ["0.3", 0.25, "2:4"],
+    "update": ["none", "data"],
     "assign": ["embedding=int8", "w=uint4", "a=b=float"],
 }
 BOUNDS: dict[str, tuple[float, float]] = {

@@ -21,6 +21,12 @@ from graphopt.cli import _complete, _options
 @click.option("--macs", type=float, metavar="X", help="Share of the multiply-accumulates that is left: 0.7.")
 @click.option("--ratio", type=float, metavar="X", help="Share of the removable channels that goes: 0.3.")
 @click.option("--size", metavar="SIZE", help="What is left of the file: 25MB, or 0.5 of the original.")
+@click.option("--latency", metavar="TIME", help="What is left of the time here, measured: 5ms, or 0.7 of the original.")
+@click.option(
+    "--sparsity",
+    metavar="X",
+    help="Single connections instead: share of zeros in each layer, 0.5, or 2:4 (smaller packed, no faster here).",
+)
 @click.option(
     "--importance",
     type=_options.Choice(["loss", "l2", "l1"]),
@@ -68,11 +74,12 @@ def command(model: str, destination: str | None, output: str | None, dry_run: bo
     listed with the reason. The layers behind are refitted in closed form on the samples of --data, which need no
     labels. The result is compared with the original on data it was not repaired with, timed against it, and written
     only if it is faster here and every gate you gave holds. With --max-drop or --min-sqnr alone, as much goes as they
-    allow.
+    allow. --sparsity puts zeros into weights instead, layers keep their size; without --data the smallest go.
     """
     from graphopt import pruned
     from graphopt.cli._finish import make, refuse_lock, refuse_page
     from graphopt.cli.optimize import where
+    from graphopt.errors import InputError
 
     shown = {key: values.pop(key) for key in ("as_json", "verbose", "quiet", "external")}
     options = _options.api_options(values)
@@ -80,6 +87,8 @@ def command(model: str, destination: str | None, output: str | None, dry_run: bo
         refuse_page("--dry-run makes no report; leave --report out")
         refuse_lock("--dry-run makes no model; leave --lock out")
         options.pop("allow_slower", None)
+        if options.pop("sparsity", None) is not None:
+            raise InputError("--dry-run lists groups of channels, and --sparsity has none; leave one out")
         _plan(model, options, shown)
         return
     target = where(output, destination)

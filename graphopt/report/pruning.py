@@ -7,6 +7,7 @@ from typing import IO, Any
 
 from rich.text import Text
 
+from graphopt.report.result import grouped
 from graphopt.report.table import Table
 from graphopt.report.units import plural
 
@@ -14,8 +15,10 @@ _SHOWN = 12
 
 
 def summary(entry: dict[str, Any]) -> Iterator[Text]:
-    """How much a ``prune`` removed, and how well it was repaired; nothing for other passes."""
+    """How much a ``prune`` or ``sparsify`` removed, and how well it was repaired; nothing for other passes."""
     m = entry["metrics"]
+    if entry["pass"] == "sparsify" and m.get("layers_sparsified"):
+        yield from _zeros(m, entry["skipped"])
     if entry["pass"] != "prune" or m.get("units_removed") is None:
         return
     line = Text(
@@ -30,6 +33,22 @@ def summary(entry: dict[str, Any]) -> Iterator[Text]:
             f"repaired: {m['layers_refitted']} of {plural(m['layers_looked_at'], 'layer')} ({m['repair']}), their mean "
             f"error on held-out samples {_percent(before)} -> {_percent(after)}"
         )
+
+
+def _zeros(m: dict[str, Any], skipped: list[dict[str, str]]) -> Iterator[Text]:
+    yield Text(
+        f"zeros: {m['zeros']:,} of {m['weights_looked_at']:,} weights in {plural(m['layers_sparsified'], 'layer')} "
+        f"({_percent(m['zeros_share'])})"
+    )
+    if m.get("layer_error"):
+        before, after = m["layer_error"]
+        yield Text(
+            f"the others made up for it in {m['layers_updated']}: the layers' mean error on held-out samples "
+            f"{_percent(before)} -> {_percent(after)}"
+        )
+    if skipped:
+        yield Text(f"keep every connection: {plural(len(skipped), 'layer')}")
+        yield from grouped(skipped, 5)
 
 
 def _percent(share: float | None) -> str:

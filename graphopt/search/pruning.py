@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.base import Context, Gates, PassResult, Pipeline, flatten
 from graphopt.errors import RuntimeFailure
-from graphopt.judge import Verdict, time_both
+from graphopt.judge import Verdict, time_both, timed_feeds
 from graphopt.model import clone
 from graphopt.passes.prune import Prune
 from graphopt.search.budget import adopt
 from graphopt.search.limits import limit_of
 from graphopt.search.speed import Promise, measured
+from graphopt.session import Session
+from graphopt.timing import time_models
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,6 +29,9 @@ FASTER = 0.99
 _TRIES = 4  # of how much may go, after the first: each halves what is unknown
 
 _AGAIN = 3.0
+
+_WASTED = 0.04
+"""A model that is further below the latency asked for than this has lost more than it had to."""
 
 
 class Faster(Promise):
@@ -100,3 +105,54 @@ def _halve(step: Prune, model: ir.Model, context: Context, holds: Callable[[ir.M
         tried.append((middle, candidate, done, kept))
         low, high = (low, middle) if kept else (middle, high)
     return tried
+
+
+def prune_to_latency(
+    result: RunResult, pipeline: Pipeline, original: ir.Model, context: Context, seconds: float
+) -> None:
+    """Where a pruning by latency is not as fast as asked, or faster by far: find the share of the profile's time that
+    makes the whole model so, by halving, on models that are not repaired; then repair that one.
+
+    ``seconds``: for timing each; with 0 nothing is done. ``result`` becomes the mildest that is fast enough, or the
+    fastest that was tried where none is.
+    """
+    step = next((p for p in flatten(pipeline) if isinstance(p, Prune) and p.of == "latency"), None)
+    entry = next((e for e in result.ledger if step is not None and e.name == step.name), None)
+    others = any(e.changes and e.contract == "approximate" for e in result.ledger if e is not entry)
+    if step is None or entry is None or not entry.changes or result.exact is None or seconds == 0 or others:
+        return
+    feeds = timed_feeds(original, context)
+
+    def ratio(candidate: ir.Model) -> float:
+        threads = context.threads or 1
+        sessions = {
+            name: Session(model, threads=threads, timed=True)
+            for name, model in (("original", original), ("candidate", candidate))
+        }
+        return time_models(sessions, feeds, seconds=seconds)[1]["candidate"][0]
+
+    try:
+        tried = [(step.left, ratio(result.model))]
+        low, high = 0.0, 1.0
+        while len(tried) <= _TRIES and not step.left - _WASTED <= tried[-1][1] <= step.left:
+            share, found = tried[-1]
+            low, high = (low, share) if found > step.left else (share, high)
+            middle = min(max(share * step.left / found, low + 0.1 * (high - low)), high - 0.1 * (high - low))
+            candidate = clone(result.exact)
+            done = replace(step, left=middle, repair="none").run(candidate, context)
+            if not done.changes:
+                high = middle
+                tried.append((middle, 1.0))
+                continue
+            tried.append((middle, ratio(candidate)))
+        good = [one for one in tried if one[1] <= step.left]
+        share, found = max(good) if good else min(tried, key=lambda one: one[1])
+        if share != step.left:
+            model = clone(result.exact)
+            chosen = replace(step, left=share)
+            adopt(result, entry, model, chosen.run(model, context), chosen)
+    except RuntimeFailure:  # a model that does not run here is judged, and refused, by the gates themselves
+        return
+    shown = ", ".join(f"{100 * s:.0f} % of the profile's time left: {r:.2f}x" for s, r in tried)
+    told = "as fast as asked" if good else f"not as fast as asked ({100 * step.left:.0f} %)"
+    result.notes.append(f"{told}, {found:.2f}x of the original's time; {shown}")
