@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.bounds import input_bounds
 from graphopt.graph import is_op, nodes
 from graphopt.model import ValueSpec, interface
-from graphopt.validation import input_bounds, random_feeds
+from graphopt.validation import random_feeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -94,7 +95,7 @@ def _integers(rng: np.random.Generator, array: NDArray[Any], bounds: tuple[float
     """Both signs where the type has them; an index into a table may count from its end."""
     if bounds is not None:
         low, high = int(bounds[0]), int(bounds[1])
-        if (low, high) == (0, 1) or array.dtype.kind == "u":
+        if (low, high) == (0, 1) or low > 0 or array.dtype.kind == "u":
             return array
         low = -high - 1
     elif array.dtype.itemsize == 1:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.bounds import input_bounds, is_mask
 from graphopt.data import legal_random
 from graphopt.errors import GraphoptError, InputError, RuntimeFailure
-from graphopt.graph import attribute, constant, is_op, nodes
 from graphopt.model import ValueSpec, interface
 from graphopt.session import Runs, Session
 
@@ -326,7 +326,7 @@ def random_feeds(
         elements = math.prod(dim for dim in spec.shape or () if isinstance(dim, int))
         if elements > MAX_ELEMENTS:
             raise InputError(f"input '{spec.name}' would have {elements} elements with dims of {size}; give real data")
-    masks = {i.name for i in inputs if _is_mask(i) and i.dtype is not None and i.dtype.kind == "f"}
+    masks = {i.name for i in inputs if is_mask(i) and i.dtype is not None and i.dtype.kind == "f"}
     dataset = legal_random(inputs, seed=seed, n=count, bounds=bounds)
     return [{k: np.rint(v) if k in masks else v for k, v in sample.items()} for sample in dataset]
 
@@ -357,37 +357,6 @@ def runnable_feeds(
             return found
     assert failure is not None
     raise failure
-
-
-def _is_mask(spec: ValueSpec) -> bool:
-    return "mask" in spec.name.casefold() and spec.dtype is not None and spec.dtype.kind in "iuf"
-
-
-_ID_STEPS = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
-"""What may stand between an id and the Gather that uses it without changing its value."""
-
-
-def input_bounds(model: ir.Model, inputs: Sequence[ValueSpec]) -> dict[str, tuple[float, float]]:
-    """Masks get 0 and 1; integer inputs that index a table get its size as their bound."""
-    bounds: dict[str, tuple[float, float]] = {spec.name: (0, 1) for spec in inputs if _is_mask(spec)}
-    wanted = {spec.name for spec in inputs if spec.dtype is not None and spec.dtype.kind in "iu"}
-    for node in nodes(model):
-        if not is_op(node, "Gather", "GatherElements") or len(node.inputs) < 2:
-            continue
-        table, index = node.inputs[0], node.inputs[1]
-        while index is not None and is_op(producer := index.producer(), *_ID_STEPS):
-            assert producer is not None
-            index = producer.inputs[0]
-        if table is None or index is None or index.name not in wanted:
-            continue
-        tensor = constant(table)
-        shape = tensor.shape if tensor is not None else table.shape
-        axis = attribute(node, "axis", 0)
-        size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
-        if isinstance(size, int) and size > 0:
-            low, high = bounds.get(index.name, (0, size - 1))
-            bounds[index.name] = (low, min(high, size - 1))
-    return bounds
 
 
 def runnable(model: ir.Model) -> str | None:

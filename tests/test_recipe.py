@@ -41,6 +41,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "percentile": (50.5, 100.0),
     "to": (1, 30),
     "left": (0.01, 0.99),
+    "margin": (1, 100),
     "multiple": (1, 64),
     "steps": (1, 10**6),
     "batch": (1, 512),

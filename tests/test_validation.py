@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import InputError, RuntimeFailure
 from graphopt.model import load
+from graphopt.probes import probes
 from graphopt.session import Session
 from graphopt.validation import (
     Comparison,
@@ -362,3 +363,24 @@ def test_many_symbolic_dims_do_not_fill_the_memory() -> None:
 def test_runnable() -> None:
     assert runnable(load(ROOT / "fixtures" / "models" / "half.onnx")) is None
     assert "MysteryOp" in str(runnable(load(ROOT / "fixtures" / "models" / "custom.onnx")))
+
+
+def test_no_zero_is_drawn_for_what_the_runtime_divides_by_without_a_look() -> None:
+    """STFT of frames without length: ONNX Runtime 1.32 ends the process by a signal (found by the conformance run)."""
+    info = helper.make_tensor_value_info
+    inside = helper.make_function(
+        "mine", "Spectrum", ["a", "s", "n"], ["y"], [helper.make_node("STFT", ["a", "s", "", "n"], ["y"])],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Spectrum", ["a", "s", "n"], ["y"], domain="mine")],
+        "g",
+        [info("a", TensorProto.FLOAT, [1, 64, 1]), *(info(name, TensorProto.INT64, []) for name in "sn")],
+        [info("y", TensorProto.FLOAT, None)],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    model = load(helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=[inside]))
+    for feed in random_feeds(model, 50, seed=0):
+        assert feed["n"] >= 1
+    for feeds in probes(model, random_feeds(model, 1, seed=0)[0], seed=1):
+        assert all(feed["n"] >= 1 for feed in feeds)

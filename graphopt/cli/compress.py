@@ -35,8 +35,10 @@ FORMATS = (
 @click.option("-o", "--output", metavar="OUT", shell_complete=_complete.files, help="Where to write ('-': stdout).")
 @click.option(
     "--weights",
+    metavar="FORMAT",
     type=_options.Choice(list(FORMATS)),
-    help="How weights are stored (default int8): int8 has a scale per channel; int8-block, int4 and uint4 per block; "
+    help="auto, keep, fp16, bf16, int8, int8-block, int4, uint4, palette8, palette4 or fp16-compute (default int8): "
+    "int8 has a scale per channel; int8-block, int4 and uint4 per block; "
     "palettes hold the 256 or 16 best values; fp16-compute: computed in fp16 too, where --data shows that its range "
     "holds; auto: each as --size, --max-drop or --min-sqnr allows.",
 )

@@ -13,7 +13,7 @@ from graphopt.cli import _complete, _options
     cls=_options.Command,
     epilog="\b\nExample:\n  graphopt export model.onnx -o model.ort --to ort\n"
     "  graphopt export int8.onnx -o int8.xml --to openvino --min-sqnr 25\n"
-    "  graphopt export model.onnx -o model.tflite --to tflite --python tf/bin/python",
+    "  graphopt export model.onnx -o m.tflite --to tflite --python tf/bin/python",
 )
 @click.argument("model", metavar="MODEL", shell_complete=_complete.models)
 @click.option("-o", "--output", metavar="OUT", shell_complete=_complete.files, required=True, help="Where to write.")
