@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,9 @@ def bisect(
     report["data"] = report.pop("eval_data", None)
     context.progress(0, None, "running the passes")
     result = PassManager(pipeline, verify=merged.verify).run(loaded, context)
+    for entry in result.ledger:
+        if entry.reproducer is not None:  # what -o writes is smaller, and only that is told of
+            shutil.rmtree(entry.reproducer, ignore_errors=True)
     report["notes"] += result.notes
     report["passes"] = len(result.ledger)
     found = [(i, e, e.guilt) for i, e in enumerate(result.ledger, 1) if e.guilt is not None]

@@ -23,7 +23,7 @@ from graphopt.outcome import with_report
 from graphopt.pipeline import Options, load_samples, merge_options, read_source
 from graphopt.remote import place, with_suffix
 from graphopt.report.document import about, file_sha256, versions
-from graphopt.session import Loadable, Session, ort_form, runtime_version
+from graphopt.session import Session, ort_form, runtime_version
 from graphopt.storage import save, write_bytes
 from graphopt.validation import Comparison, OutputDifference, output_noise, runnable_feeds
 
@@ -119,9 +119,7 @@ def _feeds(model: ir.Model, options: Options) -> tuple[list[dict[str, Any]], lis
 
 
 def _ort(model: ir.Model, feeds: list[Any], folder: Path, options: Options) -> tuple[list[Sample], dict[str, Any]]:
-    path = folder / "model.ort"
-    ort_form(model, path)
-    session = Session(Loadable(str(path), None, False), threads=options.threads)
+    session = Session(ort_form(model, folder / "model.ort"), threads=options.threads)
     name = f"onnxruntime {runtime_version()}"
     return [(feed, session.run(feed)) for feed in feeds], {"framework": name, "converter": name, "notes": []}
 

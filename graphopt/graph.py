@@ -59,6 +59,14 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return default if found is None or found.value is None else found.value
 
 
+def data_type(number: object) -> ir.DataType | None:
+    """The type that a ``to`` or ``output_dtype`` means; None where it means none."""
+    try:
+        return ir.DataType(number)  # type: ignore[arg-type]
+    except ValueError:
+        return None
+
+
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """The shape, if every dim is a known number."""
     if value is None or value.shape is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph import attribute, constant_array, is_op
+from graphopt.graph import attribute, constant_array, data_type, is_op
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +73,8 @@ def _kind_without_zero(node: ir.Node) -> str:
     """ONNX: uint8 for Q unless ``output_dtype`` says otherwise, for DQ the type of its input."""
     if is_q(node):
         stated = attribute(node, "output_dtype", 0)
-        return ir.DataType(stated).name.lower() if stated else "uint8"
+        known = data_type(stated)
+        return "uint8" if not stated or known is None else known.name.lower()
     value = node.inputs[0]
     stored = constant_array(value)
     if stored is not None:

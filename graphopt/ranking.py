@@ -46,8 +46,9 @@ def sensitivity(model: ModelLike, *, observer: str = "mse", weights: str = "auto
         "notes": [],
     }
     context = make_context(loaded, merged, report)
-    exact = PassManager(prepare(loaded, merged.target, calibrated=True), verify="off").run(loaded, context).model
-    damages = measure(exact, QuantizeStatic(observer=observer, weights=weights), context)
+    prepared = PassManager(prepare(loaded, merged.target, calibrated=True), verify="off").run(loaded, context)
+    report["notes"] += [f"{e.name} {e.reason}; reproducer: {e.reproducer}" for e in prepared.ledger if e.reproducer]
+    damages = measure(prepared.model, QuantizeStatic(observer=observer, weights=weights), context)
     if not damages:
         raise NothingDone("there is no layer that could be quantized; graphopt quantize --dry-run says why")
     report["layers"] = [damage.as_dict() for damage in damages]

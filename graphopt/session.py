@@ -287,9 +287,9 @@ def _unreorder(graph: onnx.GraphProto) -> bool:
     return bool(swap)
 
 
-def ort_form(model: ir.Model, path: Path) -> None:
+def ort_form(model: ir.Model, path: Path) -> Loadable:
     """Write the model in ONNX Runtime's own form, as ONNX Runtime Mobile reads it: optimized, but in no layout that
-    only this machine's CPU has.
+    only this machine's CPU has. Returns what a session is made of to run it from there.
 
     Raises:
         RuntimeFailure: the runtime cannot load it, or it holds what that form cannot.
@@ -325,6 +325,7 @@ def _write_fused(model: ir.Model, path: Path, form: str) -> None:
         _inference_session(given.source, options)
     except Exception as error:  # pybind raises a family of its own
         raise _not_loaded(error) from error
+    return Loadable(str(path), None, False, estimate=given.estimate)
 
 
 def one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.graph import attribute, constant_array, is_op, label, nodes, opset
+from graphopt.graph import attribute, constant_array, data_type, is_op, label, nodes, opset
 from graphopt.passes._facts import Facts
 from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute, unread
 from graphopt.passes._signed_zero import sign_of_zero_is_lost
@@ -135,7 +135,7 @@ class _Judge:
         to = attribute(node, "to", None)
         if not isinstance(to, int):
             return None  # opset 5 and before: a text
-        return self._by_type(node, ir.DataType(to))
+        return self._by_type(node, data_type(to))
 
     def _cast_like(self, node: ir.Node) -> Verdict:
         return self._by_type(node, self.facts.dtype(node.inputs[1] if len(node.inputs) > 1 else None))

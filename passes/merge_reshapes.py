@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
-from graphopt.graph import attribute, constant_array, is_op, label, nodes, opset
+from graphopt.graph import attribute, constant_array, data_type, is_op, label, nodes, opset
 from graphopt.passes._facts import Facts
 from graphopt.passes._rewire import OFF, Names, remove, stuck, substitute, unread
 
@@ -172,9 +172,9 @@ class _Planner:
     def _casts(self, node: ir.Node, first: ir.Node, source: ir.Value) -> _Merge | str:
         start = self.facts.dtype(source)
         middle, end = attribute(first, "to", None), attribute(node, "to", None)
-        if start is None or not isinstance(middle, int) or not isinstance(end, int):
+        through, to = data_type(middle), data_type(end)
+        if start is None or through is None or to is None:
             return "the types are not known"
-        through, to = ir.DataType(middle), ir.DataType(end)
         if not _holds(start, through):
             return f"{through.name.lower()} does not hold every {start.name.lower()}"
         if to == start:

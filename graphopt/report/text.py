@@ -189,7 +189,7 @@ def print_sensitivity(report: dict[str, Any], *, verbose: bool = False, stream: 
             page.lines([dim(f"{plural(more, 'more layer')} below; -v shows all")])
         if not chosen:
             page.block([dim("no few layers do most of the damage; quantize --max-drop finds how many to leave")])
-        page.block(result.left_out(report))
+        page.block(result.notes(report))
 
 
 def print_passes(passes: list[dict[str, Any]], *, stream: IO[str] | None = None) -> None:

@@ -108,6 +108,16 @@ for name, outcome, make in (
     ("attribute-of-another-type", REFUSED, graph(node("Softmax", ["x"], ["y"], axis="last"))),
     ("attribute-out-of-range", UNRUN, graph(node("Softmax", ["x"], ["y"], axis=2**40))),
     ("cast-to-nothing", UNRUN, graph(node("Cast", ["x"], ["y"], to=999))),
+    ("cast-after-cast-to-nothing", UNRUN, graph(node("Cast", ["x"], ["t"], to=999), node("Cast", ["t"], ["y"], to=-5))),
+    (
+        "quantized-to-nothing",
+        UNRUN,
+        graph(
+            node("QuantizeLinear", ["x", "s"], ["q"], output_dtype=999),
+            node("DequantizeLinear", ["q", "s"], ["y"]),
+            initializers=[weight("s", 0.5)],
+        ),
+    ),
     ("perm-too-long", UNRUN, graph(node("Transpose", ["x"], ["y"], perm=list(range(100))))),
     ("perm-twice-the-same", UNRUN, graph(node("Transpose", ["x"], ["y"], perm=[0, 0]))),
     ("types-that-do-not-fit", UNRUN, graph(node("Not", ["x"], ["y"]))),

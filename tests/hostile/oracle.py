@@ -87,6 +87,8 @@ def _wrong(ran: Ran, allowed: tuple[int, ...]) -> Any:
         yield f"exit {ran.code}, not {allowed}: {(ran.err or ran.out)[-400:]}"
     if "Traceback" in ran.out + ran.err:
         yield f"a traceback: {ran.err[-600:]}"
+    if "it crashed: " in ran.out:
+        yield f"a pass crashed: {ran.out.split('it crashed: ')[1][:200]}"
     lines = ran.err.splitlines()
     found_something = ran.code == 1 and not lines  # bisect, diff and lint say it on stdout
     if ran.code != 0 and not found_something and (len(lines) != 1 or not _LINE.fullmatch(lines[0])):
