@@ -127,6 +127,12 @@ def test_a_second_time_there_is_nothing_left(workplace: Path) -> None:
     assert not Path("b.onnx").exists()
 
 
+def test_a_kernel_is_for_what_it_multiplies(workplace: Path) -> None:
+    ran = run_cli("compress", DIGITS, "-o", "o.onnx", "--weights", "int8", "--kernel", "ort")
+    assert ran.code == 2
+    assert "--weights int4 or uint4" in ran.error
+
+
 def test_gates_hold_it(workplace: Path) -> None:
     ran = run_cli("compress", DIGITS, "-o", "o.onnx", "--weights", "int4", "--min-sqnr", "60", "--time", "0")
     assert ran.code == 1
@@ -216,17 +222,19 @@ def test_steps_are_taken_cheapest_first_and_stop_where_they_must() -> None:
 
 
 def test_streamed_is_what_is_made_in_memory(big: Path) -> None:
-    for form in ("uint4", "int8", "palette4"):
-        streamed = run_cli("compress", big, "-o", "s.onnx", "--weights", form, "--memory", "1", "--json")
+    for form, kernel in (("uint4", "standard"), ("int8", "standard"), ("palette4", "standard"), ("int4", "ort")):
+        how = ["--weights", form, "--kernel", kernel, "--memory", "1"]
+        streamed = run_cli("compress", big, "-o", "s.onnx", *how, "--json")
         assert streamed.code == 0, streamed.err
         assert any("neither model was run" in note for note in streamed.json["notes"])
         assert streamed.json["comparison"] is None
-        whole = graphopt.compress(onnx.load(big), weights=form, time=0, verify="off").model
+        whole = graphopt.compress(onnx.load(big), weights=form, kernel=kernel, time=0, verify="off").model
+        assert any(node.op_type == "MatMulNBits" for node in whole.graph.node) == (kernel == "ort")
         given = feeds()
         wanted = Session(load(big), threads=1).run(given)["logits"]
         found = Session(load("s.onnx"), threads=1).run(given)["logits"]
         assert np.array_equal(Session(whole, threads=1).run(given)["logits"], found)
-        assert sqnr(wanted, found) > {"uint4": 8, "palette4": 6}.get(form, 25)
+        assert sqnr(wanted, found) > {"uint4": 8, "int4": 6, "palette4": 6}.get(form, 25)
 
 
 def test_files_are_aligned_whole_and_none_is_left_over(big: Path) -> None:
