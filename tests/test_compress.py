@@ -205,6 +205,23 @@ def test_a_budget_is_kept_to_with_the_least_size(workplace: Path) -> None:
         graphopt.compress(DIGITS, weights="auto", min_sqnr=300, **options)
 
 
+def test_the_opset_is_not_raised_where_that_costs_more_than_four_bits_save() -> None:
+    """Attributes that become inputs of hundreds of nodes outweigh half a byte for each of 4,096 weights."""
+    proto = product(np.float32, 17)
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.normal(size=(2, 64)).astype(np.float32)} for _ in range(8)]
+    options: dict[str, Any] = {"weights": "auto", "min_sqnr": 5, "eval_data": samples, "time": 0, "verify": "off"}
+    assert graphopt.compress(proto, **options).report["output"]["opset"] == 21
+    last = "y"
+    for i in range(200):
+        proto.graph.node.append(helper.make_node("ReduceMean", [last], [f"r{i}"], axes=[i % 2], keepdims=1))
+        last = f"r{i}"
+    proto.graph.output.append(helper.make_tensor_value_info(last, TensorProto.FLOAT, None))
+    report = graphopt.compress(proto, **options).report
+    assert report["output"]["opset"] < 18
+    assert set(report["ledger"][-1]["metrics"]["formats"]) == {"int8"}
+
+
 def test_steps_are_taken_cheapest_first_and_stop_where_they_must() -> None:
     steps = [Move("a", "fp16", 100, 0.0), Move("b", "fp16", 50, 0.1), Move("a", "int8", 50, 1.0)]
     assert assigned(steps) == ("a=int8", "b=fp16")
