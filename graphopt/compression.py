@@ -56,6 +56,7 @@ def compress(
     include: Sequence[str] = (),
     size: str | int | None = None,
     memory: str | int | None = None,
+    kernel: str = "standard",
     package: bool = False,
     **options: Any,
 ) -> Result:
@@ -75,6 +76,8 @@ def compress(
         size: what is to be left of the file: ``"25MB"``, or a ratio such as ``"0.3"``.
         memory: weights above which the models are not run to be compared (``"4GB"``; default a quarter of the
             machine's memory): then they are read, compressed and written tensor by tensor.
+        kernel: ``standard``, or ``ort``: 4-bit products are ONNX Runtime's own MatMulNBits, which loads faster and
+            which no other runtime reads.
         package: :meth:`Result.save` writes a package for transport, which :func:`unpack` takes apart again.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
@@ -89,11 +92,12 @@ def compress(
     if weights == "keep":
         return _kept(model, package, options)
     settings = _settings("uint4" if weights == "auto" else weights, block, rounding, exclude, include)
+    settings["kernel"] = kernel
     merged = merge_options(options, None)
-    _check(weights, rounding, size, merged)
+    _check(weights, rounding, kernel, size, merged)
     limit = memory_limit(memory)
     told = {"weights": weights, "block": block, "rounding": rounding, "exclude": exclude, "include": include}
-    merged.settings = {**told, "size": size, "memory": memory, "package": package}
+    merged.settings = {**told, "size": size, "memory": memory, "kernel": kernel, "package": package}
     loaded, source = read_source(model, merged)
     if weights == HALF:
         patterns = {key: settings[key] for key in ("exclude", "include")}
@@ -114,12 +118,22 @@ def _made(
     before = prepared(model, step)
     notes: list[str] = []
     if choose:
+        before = _worth_it(model, step, before)
         step, notes = _chosen(model, source, before, step, options, size)
     must = [step.name, *(p.name for p in before if p.name == "upgrade-opset")]
     result = make(model, [*before, step], options, verb="compress", named=source, must=must)
     result.report["notes"][:0] = [*notes, *_told(result.report)]
     _smaller(result.report)
     return result
+
+
+def _worth_it(model: ir.Model, step: CompressWeights, before: list[Pass]) -> list[Pass]:
+    """``before``, or what leaves the operator set lower, where raising it for 4 bits adds more to the file (shapes that
+    become inputs) than the other 4 bits of every weight."""
+    lower = prepared(model, replace(step, format="int8"))
+    sizes = (about(PassManager(p, verify="off").run(model).model, None)["bytes"] for p in (before, lower))
+    grown = next(sizes) - next(sizes)
+    return lower if grown >= weight_bytes(model) // 8 else before
 
 
 def _computed_in_half(model: ir.Model, source: ModelLike, step: Pass, options: Options) -> Result:
@@ -135,7 +149,7 @@ def _computed_in_half(model: ir.Model, source: ModelLike, step: Pass, options: O
     return result
 
 
-def _check(weights: str, rounding: str, size: str | int | None, options: Options) -> None:
+def _check(weights: str, rounding: str, kernel: str, size: str | int | None, options: Options) -> None:
     """Nothing is asked for that cannot be done with what was given."""
     check_gates(options)
     gates = options.gates
@@ -146,6 +160,8 @@ def _check(weights: str, rounding: str, size: str | int | None, options: Options
             "--weights fp16-compute has to see what values the model computes with; give --data calibration.npz, or "
             "--weights fp16, which only stores them so"
         )
+    if kernel == "ort" and weights not in ("int4", "uint4", "auto"):
+        raise InputError(f"--kernel ort multiplies 4-bit weights, not {weights}; give --weights int4 or uint4")
     if weights == HALF and rounding != "auto":
         raise InputError("--rounding is how integers are found, and fp16-compute has none; leave it out")
     if size is not None and weights != "auto":

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graphopt.graph import bodies, fresh, label, nodes
 from graphopt.passes._encode import Encoded
+from graphopt.passes._layout import KERNEL_DOMAIN, kernel_sizes
 from graphopt.passes._weight_uses import Use, Weight
 from graphopt.passes._weights import add_tensor, drop_unread
 
@@ -91,10 +92,37 @@ class _Decoding:
         return node.outputs[0]
 
     def matmul(self, use: Use) -> None:
-        """DequantizeLinear, right in front of the product, which reads [inputs, outputs]."""
+        """DequantizeLinear, right in front of the product, which reads [inputs, outputs]; or the kernel itself."""
+        if self.stored.layout.kernel:
+            self._kernel(use.node)
+            return
         use.node.replace_input_with(use.index, self.dequantized())
         if use.node.op_type == "Gemm":
             use.node.attributes["transB"] = ir.AttrInt64("transB", 0)
+
+    def _kernel(self, node: ir.Node) -> None:
+        """ONNX Runtime's product by packed integers in place of MatMul or Gemm."""
+        stored, layout = self.stored, self.stored.layout
+        assert stored.scale is not None
+        inputs: list[ir.Value | None] = [node.inputs[0], self.constant("quantized", stored.codes)]
+        inputs.append(self.constant("scale", stored.scale))
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if stored.zero is not None or bias is not None:
+            inputs.append(None if stored.zero is None else self.constant("zero_point", stored.zero))
+        if bias is not None:
+            inputs += [None, bias]
+        made = ir.node("MatMulNBits", inputs, attributes=kernel_sizes(layout), domain=KERNEL_DOMAIN)
+        made.name = node.name
+        self.owner.model.graph.opset_imports.setdefault(KERNEL_DOMAIN, 1)
+        graph, old, new = node.graph, node.outputs[0], made.outputs[0]
+        assert isinstance(graph, ir.Graph)
+        graph.insert_before(node, [made])
+        new.type, new.shape, new.doc_string = old.type, old.shape, old.doc_string
+        new.metadata_props.update(old.metadata_props)
+        name = old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove([node], safe=True)
+        new.name = name
 
     def dequantized(self) -> ir.Value:
         """The stored matrix through DequantizeLinear, as it lies."""

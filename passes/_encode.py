@@ -256,6 +256,11 @@ class _Job:
             packed = self.out.reshape(layout.columns, layout.rows // 2)[columns, rows.start // 2 : rows.stop // 2]
             packed[:] = (low | (high << 4)).T
             self._written(packed)
+        elif layout.kernel:
+            codes = codes.view(np.uint8) + np.uint8(8 if layout.form.codes == "int4" else 0)
+            packed = self.out.reshape(layout.rows, -1)[rows, columns.start // 2 : columns.stop // 2]
+            packed[:] = (codes[:, 0::2] & 15) | (codes[:, 1::2] << 4)
+            self._written(packed)
         elif layout.table:
             pairs = codes.view(np.uint8).reshape(len(codes), layout.blocks, 2, layout.block // 2)
             if layout.form.codes == "int4":
@@ -271,7 +276,8 @@ class _Job:
 
     def _written(self, part: NDArray[Any]) -> None:
         """Where a piece of the file lies together, its pages are not needed any more."""
-        if self.spill is not None and (self.across or not self.layout.turned):
+        together = not self.layout.kernel if self.across else not self.layout.turned
+        if self.spill is not None and together:
             let_go(part)
 
     def stored(self) -> Encoded:
@@ -283,13 +289,13 @@ class _Job:
             self.out[: len(packed)] = packed
         if form.whole:
             shape = layout.shape
-        elif layout.table:
+        elif layout.table or layout.kernel:
             shape = (layout.rows, layout.blocks, layout.block * form.bits // 8)
         elif layout.turned:
             shape = (layout.columns, layout.rows)
         else:
             shape = (layout.rows, layout.columns)
-        dtype = ir.DataType.UINT8 if layout.table and form.bits == 4 else _TYPES[form.codes]
+        dtype = ir.DataType.UINT8 if (layout.table or layout.kernel) and form.bits == 4 else _TYPES[form.codes]
         found = Encoded(layout, self._tensor(self.out, dtype, shape))
         if form.whole:
             return found
@@ -298,7 +304,10 @@ class _Job:
         found.scale = self._kept(scale, ir.DataType.FLOAT16 if layout.half else ir.DataType.FLOAT, scale.shape)
         if self.zero is not None:
             zero = self._arranged(self.zero)
-            if layout.table:
+            if layout.kernel:
+                zero = np.pad(zero, [(0, 0), (0, zero.shape[1] % 2)])
+                zero = (zero[:, 0::2] & 15) | (zero[:, 1::2] << 4)
+            if layout.table or layout.kernel:
                 found.zero = self._kept(zero, ir.DataType.UINT8, zero.shape)
             else:
                 found.zero = self._kept(pack(zero), ir.DataType.UINT4, zero.shape)

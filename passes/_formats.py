@@ -119,7 +119,8 @@ def _fit(
         scale = (high - low) * np.float32(share / 15)
         scale = np.where(scale >= TINY, scale, np.float32(1))
         return scale, np.clip(np.rint(low * np.float32(-share) / scale), 0, 15).astype(np.uint8)
-    scale = np.maximum(high, -low) * np.float32(share / form.bounds[1])
+    least, most = form.bounds  # -8 to 7: where the negative side is the heavier one, the steps can be finer
+    scale = np.maximum(high * np.float32(share / most), low * np.float32(share / least))
     return np.where(scale >= TINY, scale, np.float32(1)), None
 
 

@@ -11,6 +11,8 @@ from graphopt.passes._formats import Format
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+KERNEL_DOMAIN = "com.microsoft"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -18,7 +20,8 @@ class Layout:
 
     ``flipped``: its dims are [columns, rows]. ``turned``: it is stored as [columns, rows], as MatMul reads it.
     ``table``: it is stored as [rows, blocks, block] with two 4-bit integers in one byte, half a block apart, so that
-    Gather picks rows of it.
+    Gather picks rows of it. ``kernel``: it is stored as ONNX Runtime's MatMulNBits reads it, [rows, blocks, bytes],
+    int4 with 8 added; whole blocks only.
     """
 
     form: Format
@@ -30,6 +33,7 @@ class Layout:
     turned: bool = False
     table: bool = False
     half: bool = False
+    kernel: bool = False
 
     @property
     def blocks(self) -> int:
@@ -37,8 +41,9 @@ class Layout:
 
     @property
     def multiplied(self) -> bool:
-        """Whether MatMul reads it through DequantizeLinear, which the runtime makes one kernel of packed integers."""
-        return self.turned and not self.spatial and not self.form.palette and not self.form.whole
+        """Whether MatMul reads it through DequantizeLinear, which the runtime makes one kernel of packed integers, or
+        that kernel reads it."""
+        return (self.turned or self.kernel) and not self.spatial and not self.form.palette and not self.form.whole
 
     @property
     def spatial(self) -> bool:
@@ -52,7 +57,8 @@ class Layout:
         if self.form.whole:
             return codes
         scales = self.rows * self.blocks
-        zero = (scales if self.table else scales // 2) if self.form.codes == "uint4" and not self.form.palette else 0
+        pairs = scales if self.table else self.rows * -(-self.blocks // 2) if self.kernel else scales // 2
+        zero = pairs if self.form.codes == "uint4" and not self.form.palette else 0
         book = 4 * 2**self.form.bits if self.form.palette else 0  # float32
         return codes + scales * (2 if self.half else 4) + zero + book
 
@@ -67,3 +73,9 @@ def fitting_block(columns: int, block: int) -> int:
     if columns <= block * 3 // 2:
         return columns
     return next((size for size in range(block, 15, -1) if columns % size == 0), 0)
+
+
+def kernel_sizes(layout: Layout) -> dict[str, int]:
+    """The attributes of MatMulNBits. Accuracy level 4 (the other factor is rounded to int8) is what ONNX Runtime makes
+    of DequantizeLinear by itself; the levels that do not round it take 2 to 7 times as long (docs/compress.md)."""
+    return {"K": layout.columns, "N": layout.rows, "bits": 4, "block_size": layout.block, "accuracy_level": 4}

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError, did_you_mean
 from graphopt.gram import Seen
-from graphopt.graph import attribute, opset, value_names
+from graphopt.graph import attribute, opset, static_shape, value_names
 from graphopt.linear import Form, form_of
 from graphopt.passes._block_rounding import fits, importance, rounded_for_outputs
 from graphopt.passes._decodable import undecodable
@@ -26,6 +26,7 @@ from graphopt.passes._weight_uses import Weight, find_weights, rows_of
 from graphopt.spill import Spill
 
 ROUNDINGS = ("auto", "nearest", "fitted", "data")
+KERNELS = ("standard", "ort")
 BLOCKS = (16, 32, 64, 128, 256)
 _OVERHEAD = 400
 """Bytes that the nodes which decode one weight take in the file, about."""
@@ -43,7 +44,8 @@ class CompressWeights(Pass):
     clips a block's largest weights where that leaves less error; ``data``, to what each layer's output asks for
     (needs calibration data); ``auto``: ``data`` where there is some, else ``fitted``. ``exclude`` and ``include``: node
     names, globs, ``re:`` expressions or operator types. ``assign``: ``WEIGHT=FORMAT`` for single weights; ``float``
-    is a format, too: as it is.
+    is a format, too: as it is. ``kernel``: 4-bit products as ``standard`` operators, or as ``ort``'s own MatMulNBits,
+    which loads faster and which no other runtime reads.
     """
 
     format: str = "int8"
@@ -52,6 +54,7 @@ class CompressWeights(Pass):
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     assign: tuple[str, ...] = ()
+    kernel: str = "standard"
     name: ClassVar[str] = "compress-weights"
     contract: ClassVar[Contract] = "approximate"
 
@@ -59,6 +62,7 @@ class CompressWeights(Pass):
         for option, value, known in (
             ("format", self.format, (*FORMATS, "float")),
             ("round-to", self.round_to, ROUNDINGS),
+            ("kernel", self.kernel, KERNELS),
         ):
             if value not in known:
                 hint = did_you_mean(str(value), known, f"one of {', '.join(known)}")
@@ -122,7 +126,7 @@ class CompressWeights(Pass):
             if form == "float":
                 result.skipped.append(Skip(name, "it was assigned to stay in float"))
                 continue
-            layout = layout_of(weight, FORMATS[form], self.block, opset(model))
+            layout = layout_of(weight, FORMATS[form], self.block, opset(model), kernel=self.kernel == "ort")
             why = no_gain(weight, layout)
             if why is None and not context.allows(self.name, name):
                 why = OFF
@@ -130,7 +134,7 @@ class CompressWeights(Pass):
                 result.skipped.append(Skip(name, why))
                 continue
             if layout.multiplied:
-                wrong = undecodable(form, layout.block if layout.form.blocked else 0, layout.half)
+                wrong = undecodable(form, layout.block if layout.form.blocked else 0, layout.half, kernel=layout.kernel)
                 if wrong is not None:
                     other = f"blocks of {layout.block}" if layout.form.blocked else "this format"
                     raise PreconditionError(
@@ -194,8 +198,8 @@ class CompressWeights(Pass):
         return found
 
 
-def layout_of(weight: Weight, form: Format, block: int, version: int) -> Layout:
-    """How ``weight`` is stored in ``form``, at this opset."""
+def layout_of(weight: Weight, form: Format, block: int, version: int, *, kernel: bool = False) -> Layout:
+    """How ``weight`` is stored in ``form``, at this opset; ``kernel``: for ONNX Runtime's own product where it fits."""
     shape, kinds = weight.shape, {use.kind for use in weight.uses}
     product = next((use for use in weight.uses if use.kind == "matmul"), None)
     size, rows = math.prod(shape), rows_of(weight)
@@ -219,10 +223,30 @@ def layout_of(weight: Weight, form: Format, block: int, version: int) -> Layout:
         table = False
     if table and columns % block:
         table = False
+    if kernel and turned and form.bits == 4 and not form.palette and columns % block == 0 and _plain_products(weight):
+        return Layout(form, shape, rows, columns, block, flipped, kernel=True)
     found = Layout(form, shape, rows, columns, block, flipped, turned, table)
     if found.multiplied or columns % block:  # DequantizeLinear has its result in the type of its scales
         return replace(found, half=weight.tensor.dtype == ir.DataType.FLOAT16 and version >= 19)
     return replace(found, half=True)
+
+
+def _plain_products(weight: Weight) -> bool:
+    """Whether all that reads it is x W, or x W + b, the same way round, in float32."""
+    same = len({use.flipped for use in weight.uses}) == 1 and {use.kind for use in weight.uses} == {"matmul"}
+    scaled = any(
+        attribute(use.node, name, usual) != usual
+        for use in weight.uses
+        for name, usual in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))
+    )
+    biased = all(len(use.node.inputs) < 3 or _is_row(use.node.inputs[2], weight) for use in weight.uses)
+    return same and not scaled and biased and weight.tensor.dtype == ir.DataType.FLOAT
+
+
+def _is_row(bias: ir.Value | None, weight: Weight) -> bool:
+    """Whether Gemm's C is one number per output, as the kernel takes it."""
+    outputs = weight.shape[0] if weight.uses[0].flipped else weight.shape[1]
+    return bias is None or static_shape(bias) == (outputs,)
 
 
 def _groups(weight: Weight) -> int:

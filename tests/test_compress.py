@@ -127,6 +127,12 @@ def test_a_second_time_there_is_nothing_left(workplace: Path) -> None:
     assert not Path("b.onnx").exists()
 
 
+def test_a_kernel_is_for_what_it_multiplies(workplace: Path) -> None:
+    ran = run_cli("compress", DIGITS, "-o", "o.onnx", "--weights", "int8", "--kernel", "ort")
+    assert ran.code == 2
+    assert "--weights int4 or uint4" in ran.error
+
+
 def test_gates_hold_it(workplace: Path) -> None:
     ran = run_cli("compress", DIGITS, "-o", "o.onnx", "--weights", "int4", "--min-sqnr", "60", "--time", "0")
     assert ran.code == 1
@@ -199,6 +205,23 @@ def test_a_budget_is_kept_to_with_the_least_size(workplace: Path) -> None:
         graphopt.compress(DIGITS, weights="auto", min_sqnr=300, **options)
 
 
+def test_the_opset_is_not_raised_where_that_costs_more_than_four_bits_save() -> None:
+    """Attributes that become inputs of hundreds of nodes outweigh half a byte for each of 4,096 weights."""
+    proto = product(np.float32, 17)
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.normal(size=(2, 64)).astype(np.float32)} for _ in range(8)]
+    options: dict[str, Any] = {"weights": "auto", "min_sqnr": 5, "eval_data": samples, "time": 0, "verify": "off"}
+    assert graphopt.compress(proto, **options).report["output"]["opset"] == 21
+    last = "y"
+    for i in range(200):
+        proto.graph.node.append(helper.make_node("ReduceMean", [last], [f"r{i}"], axes=[i % 2], keepdims=1))
+        last = f"r{i}"
+    proto.graph.output.append(helper.make_tensor_value_info(last, TensorProto.FLOAT, None))
+    report = graphopt.compress(proto, **options).report
+    assert report["output"]["opset"] < 18
+    assert set(report["ledger"][-1]["metrics"]["formats"]) == {"int8"}
+
+
 def test_steps_are_taken_cheapest_first_and_stop_where_they_must() -> None:
     steps = [Move("a", "fp16", 100, 0.0), Move("b", "fp16", 50, 0.1), Move("a", "int8", 50, 1.0)]
     assert assigned(steps) == ("a=int8", "b=fp16")
@@ -216,17 +239,19 @@ def test_steps_are_taken_cheapest_first_and_stop_where_they_must() -> None:
 
 
 def test_streamed_is_what_is_made_in_memory(big: Path) -> None:
-    for form in ("uint4", "int8", "palette4"):
-        streamed = run_cli("compress", big, "-o", "s.onnx", "--weights", form, "--memory", "1", "--json")
+    for form, kernel in (("uint4", "standard"), ("int8", "standard"), ("palette4", "standard"), ("int4", "ort")):
+        how = ["--weights", form, "--kernel", kernel, "--memory", "1"]
+        streamed = run_cli("compress", big, "-o", "s.onnx", *how, "--json")
         assert streamed.code == 0, streamed.err
         assert any("neither model was run" in note for note in streamed.json["notes"])
         assert streamed.json["comparison"] is None
-        whole = graphopt.compress(onnx.load(big), weights=form, time=0, verify="off").model
+        whole = graphopt.compress(onnx.load(big), weights=form, kernel=kernel, time=0, verify="off").model
+        assert any(node.op_type == "MatMulNBits" for node in whole.graph.node) == (kernel == "ort")
         given = feeds()
         wanted = Session(load(big), threads=1).run(given)["logits"]
         found = Session(load("s.onnx"), threads=1).run(given)["logits"]
         assert np.array_equal(Session(whole, threads=1).run(given)["logits"], found)
-        assert sqnr(wanted, found) > {"uint4": 8, "palette4": 6}.get(form, 25)
+        assert sqnr(wanted, found) > {"uint4": 8, "int4": 6, "palette4": 6}.get(form, 25)
 
 
 def test_files_are_aligned_whole_and_none_is_left_over(big: Path) -> None:

@@ -139,3 +139,19 @@ def test_pruning_is_repaired(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["ledger"][-1]["metrics"]["macs_left"] < 0.88
     assert output.stat().st_size < (folder / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "size", "least"),
+    [("minilm", "int8", 0.27, 25), ("minilm", "int4", 0.16, 9), ("rapidocr-rec", "int8", 0.27, 15)],
+)
+def test_weights_shrink_as_far_as_promised(name: str, form: str, size: float, least: float, tmp_path: Path) -> None:
+    folder, output = _needs(name), tmp_path / "small.onnx"
+    done = _graphopt(
+        "compress", str(folder / "model.onnx"), "-o", str(output), "--weights", form, "--threads", "1", "--time", "0",
+        "--eval-data", str(folder / "evaluation.npz"), "--samples", "8", "--verify", "off", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert output.stat().st_size <= size * (folder / "model.onnx").stat().st_size
+    assert min(o["sqnr_db"] for o in report["comparison"]["outputs"]) > least

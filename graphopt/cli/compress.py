@@ -67,6 +67,14 @@ FORMATS = (
     help="Above this many bytes of weights nothing is run: they are compressed one by one (default 1/4 of the RAM).",
 )
 @click.option(
+    "--kernel",
+    type=_options.Choice(["standard", "ort"]),
+    default="standard",
+    show_default=True,
+    help="4-bit products: standard operators, which run anywhere and which ONNX Runtime fuses as it loads them; or "
+    "its own MatMulNBits, which loads faster.",
+)
+@click.option(
     "--package",
     is_flag=True,
     help="OUT is a package for transport (zstd) that graphopt unpack takes apart; --weights keep: of IN as it is.",

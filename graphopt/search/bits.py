@@ -64,11 +64,16 @@ def moves(model: ir.Model, step: CompressWeights, context: Context) -> list[Move
     return sorted(found, key=lambda m: (m.damage / m.saved, m.weight))
 
 
+def _ladder(model: ir.Model) -> list[str]:
+    """The formats that the model's operator set can decode."""
+    return [name for name in LADDER if FORMATS[name].opset <= opset(model)]
+
+
 def _points(weight: Weight, step: CompressWeights, model: ir.Model, context: Context) -> list[tuple[str, int, float]]:
     """(format, bytes, relative error of the weight) of those that make it smaller."""
     encoder = Encoder(lambda: Spill(context.scratch), lambda _: None, context.threads)
     found = []
-    for name in LADDER:
+    for name in _ladder(model):
         layout = layout_of(weight, FORMATS[name], step.block, opset(model))
         if no_gain(weight, layout) is not None:
             continue
@@ -112,7 +117,7 @@ def _damages(model: ir.Model, step: CompressWeights, context: Context, names: Se
     for index, name in enumerate(names):
         context.progress(index, len(names), "compressing one weight at a time")
         one = clone(model)
-        alone = replace(step, format="float", assign=(f"{name}={LADDER[-1]}",), round_to="fitted")
+        alone = replace(step, format="float", assign=(f"{name}={_ladder(model)[-1]}",), round_to="fitted")
         if alone.run(one, replace(context, data=None, progress=lambda *_: None)).changes:
             found[name] = damage_of(Session(one, threads=context.threads), judged, expected)[0]
     return found

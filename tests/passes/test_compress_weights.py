@@ -372,3 +372,56 @@ def test_the_same_twice() -> None:
     again, entry = apply(first, CompressWeights(format="palette4"))
     assert entry.status == "unchanged"
     assert again.SerializeToString() == first.SerializeToString()
+
+
+# ONNX Runtime's own product by name
+
+
+def kernels(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [n for n in proto.graph.node if n.op_type == "MatMulNBits"]
+
+
+@pytest.mark.parametrize("form", ["int4", "uint4"])
+@pytest.mark.parametrize("block", [16, 32, 128])
+def test_the_kernel_by_name_computes_what_the_runtime_fuses(form: str, block: int) -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(384, 96)).astype(np.float32)
+    weights = {
+        "w": wide,
+        "t": rng.normal(size=(64, 96)).astype(np.float32),
+        "b": rng.normal(size=64).astype(np.float32),
+    }
+    nodes = [node("MatMul", ["x", "w"], "a"), node("Gemm", ["a", "t", "b"], "y", transB=1)]
+    proto = build(nodes, {"x": ("n", 384)}, {"y": ("n", 64)}, weights, opset=21, ir_version=10)
+    options = {"format": form, "block": block}
+    standard, _ = apply(proto, CompressWeights(**options))  # type: ignore[arg-type]
+    made, entry = apply(proto, CompressWeights(**options, kernel="ort"))  # type: ignore[arg-type]
+    assert len(kernels(made)) == (2 if 96 % block == 0 else 1)
+    assert entry.metrics["bytes_multiplied_packed"] == 4 * (384 * 96 + 96 * 64)
+    x = {"x": rng.normal(size=(5, 384)).astype(np.float32)}
+    assert np.array_equal(run(made, x, optimize=True)["y"], run(standard, x, optimize=True)["y"])
+    assert not any(t.name == "w" for t in made.graph.initializer)
+
+
+def test_the_kernel_takes_only_what_it_can() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(128, 64)).astype(np.float32)
+
+    def made(nodes: list[onnx.NodeProto], outputs: dict[str, Any], **weights: Any) -> onnx.ModelProto:
+        inputs = {"x": ("n", 128)}
+        proto = build(nodes, inputs, outputs, {"w": w, **weights}, opset=21, ir_version=10)
+        small, _ = apply(proto, CompressWeights(format="uint4", kernel="ort"))
+        feed = {"x": rng.normal(size=(3, 128)).astype(np.float32)}
+        wanted, found = run(proto, feed), run(small, feed)
+        assert all(sqnr(wanted[name], found[name]) > 10 for name in wanted)
+        return small
+
+    scaled = made([node("Gemm", ["x", "w"], "y", alpha=0.5)], {"y": ("n", 64)})
+    assert not kernels(scaled)
+    full = made([node("Gemm", ["x", "w", "c"], "y")], {"y": ("n", 64)}, c=np.ones((1, 1), np.float32))
+    assert not kernels(full)
+    shared = made([node("MatMul", ["x", "w"], "y"), node("MatMul", ["x", "w"], "z")], {"y": ("n", 64), "z": ("n", 64)})
+    assert len(kernels(shared)) == 2
+    assert len({n.input[1] for n in kernels(shared)}) == 1
+    with pytest.raises(ValueError, match="kernel"):
+        CompressWeights(kernel="cuda")
