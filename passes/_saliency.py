@@ -60,6 +60,8 @@ class Reader:
             weight = self.weight[:, columns].transpose(1, 2, 0)  # [units, size, outputs]
             if self.inverse is None:
                 found[chosen] = np.sum(np.square(weight) * self.power[columns][:, :, None], axis=(1, 2))
+            elif size == 1:
+                found[chosen] = np.sum(np.square(weight[:, 0]), axis=1) / np.diagonal(self.inverse)[columns[:, 0]]
             else:
                 block = self.inverse[columns[:, :, None], columns[:, None, :]]
                 found[chosen] = np.sum(weight * np.linalg.solve(block, weight), axis=(1, 2))

@@ -12,6 +12,7 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.channels import ONLY, Channels, find_channels
 from graphopt.concrete_shapes import two_sizes
 from graphopt.errors import PreconditionError, RuntimeFailure, did_you_mean
+from graphopt.gates import parse_drop
 from graphopt.graph import label
 from graphopt.model import clone, interface
 from graphopt.passes._patterns import check_patterns, matches
@@ -47,6 +48,7 @@ class Prune(Pass):
     ``none``. ``multiple``: channels that are left come in multiples of it, as kernels like them. ``exclude`` and
     ``include``: layers whose output channels stay, or may go: names, globs, ``re:`` expressions or operator types.
     ``search``: the amount is the most that goes, and less does where ``max-drop`` or ``min-sqnr`` would fail.
+    ``max_drop``, ``min_sqnr``: a budget of this pass alone, in a recipe with others, which it searches in, too.
     """
 
     left: float = 0.7
@@ -57,6 +59,8 @@ class Prune(Pass):
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     search: bool = False
+    max_drop: str | float = ""
+    min_sqnr: float = 0.0
     name: ClassVar[str] = "prune"
     contract: ClassVar[Contract] = "approximate"
 
@@ -68,6 +72,8 @@ class Prune(Pass):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is '{value}'; " + did_you_mean(value, known, f"one of {', '.join(known)}"))
+        if self.max_drop != "":
+            parse_drop(str(self.max_drop), 1.0)
         if self.multiple < 1:
             raise ValueError(f"multiple is {self.multiple}; it must be 1 or more")
 
