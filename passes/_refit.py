@@ -22,6 +22,7 @@ from graphopt.channels.atoms import live
 from graphopt.graph import attribute, constant_array, is_op, value_names
 from graphopt.linear import Form, form_of, from_matrix, to_matrix
 from graphopt.model import clone, replace
+from graphopt.passes._amplification import distance
 from graphopt.passes._ridge import Solved, solve
 from graphopt.passes._saliency import column_units
 from graphopt.passes._shrink import put
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 REPAIRS = ("auto", "asymmetric", "symmetric", "moments", "none")
 
 SEGMENTS = 4
-FIRST_ONLY = False
 """In how many parts of the model, one after the other, layers are refitted on what they read then, each in a sweep."""
 
 _LEAST_ROWS, _MOST_ROWS = 1024, 8192
@@ -182,7 +182,7 @@ def _in_order(
     parts = segments(layers)
     for number, mine in enumerate(parts):
         say(number, len(parts))
-        if FIRST_ONLY and how != "moments":
+        if how != "moments":  # two that stand one behind the other would both make up for the same
             mine = [layer for layer in mine if layer.depth == mine[0].depth]
         inputs = _look(model, mine, stream, layers)
         for layer in mine:
@@ -215,16 +215,8 @@ def _distance(original: ir.Model, candidate: ir.Model, context: Context) -> floa
     """The squared error of the model's outputs on held-out samples, as a share of what they hold, over all outputs."""
     assert context.held_out is not None
     before, after = Session(original, threads=context.threads), Session(candidate, threads=context.threads)
-    error: dict[str, float] = {}
-    energy: dict[str, float] = {}
-    for feed in context.held_out(original):
-        a, b = before.run(feed), after.run(feed)
-        for name, array in a.items():
-            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.shape == b[name].shape:
-                wanted, got = array.astype(np.float64), b[name].astype(np.float64)
-                error[name] = error.get(name, 0.0) + float(np.nansum(np.square(wanted - got)))
-                energy[name] = energy.get(name, 0.0) + float(np.nansum(np.square(wanted)))
-    return sum(error[name] / (energy[name] or 1.0) for name in error)
+    feeds = list(context.held_out(original))
+    return distance([before.run(feed) for feed in feeds], [after.run(feed) for feed in feeds])
 
 
 def _rows(layers: list[Layer], held: bool) -> Callable[[Form, int], int]:

@@ -15,9 +15,10 @@ from graphopt.errors import PreconditionError, RuntimeFailure, did_you_mean
 from graphopt.gates import parse_drop
 from graphopt.graph import label
 from graphopt.model import clone, interface
+from graphopt.passes._amplification import amplifications
 from graphopt.passes._patterns import check_patterns, matches
 from graphopt.passes._refit import REPAIRS, plan_layers, refit
-from graphopt.passes._saliency import IMPORTANCES, by_loss, by_magnitude, layer_forms
+from graphopt.passes._saliency import IMPORTANCES, by_loss, by_magnitude, layer_forms, layers_read
 from graphopt.passes._shrink import Shrinker
 from graphopt.passes._units import AMOUNTS, Ledger, Path, choose
 from graphopt.profiling import profile
@@ -146,7 +147,8 @@ class Prune(Pass):
             return by_magnitude(channels, 1 if self.importance == "l1" else 2)
         assert context.layer_inputs is not None
         context.progress(0, None, "weighing channels")
-        return by_loss(channels, context.layer_inputs(model, layer_forms(channels)))
+        seen = context.layer_inputs(model, layer_forms(channels))
+        return by_loss(channels, seen, amplifications(model, layers_read(channels), seen, context))
 
 
 def _progress(context: Context) -> Callable[[int, int], None]:
