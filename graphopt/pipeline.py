@@ -15,16 +15,16 @@ from graphopt.errors import DataError, InputError, ModelError
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.judge import Verdict, judge
 from graphopt.ledger import RunResult
-from graphopt.manager import VERIFY, PassManager
+from graphopt.manager import VERIFY
 from graphopt.model import ModelLike, interface, load, to_proto
 from graphopt.opened import read_stdin
 from graphopt.outcome import blank, hold, merge_notes, narrowed, something_done
 from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
-from graphopt.search.budget import damages, keep_to_budget
-from graphopt.search.pruning import prune_to_budget, prune_to_latency
+from graphopt.search.budget import damages
 from graphopt.search.speed import Promise, told, untold
+from graphopt.stages import Stages
 from graphopt.storage import save
 from graphopt.sweeps import attach
 from graphopt.target import get_target
@@ -246,16 +246,13 @@ def make(
     pipeline, must = [*first, *pipeline], [*must, *(p.name for p in first if p.name == "upgrade-opset")]
     context = make_context(facing(model, pipeline), options, report)
     context.progress(0, None, "running the passes")
-    result = PassManager(pipeline, verify=options.verify, raise_preconditions=must).run(model, context)
+    stages = Stages(pipeline, options.gates, metric, options.verify, must, options.search, options.time)
+    result = stages.run(model, context)
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
     something_done(result, pipeline, must, report)
-    kept = None
-    if options.search:
-        prune_to_latency(result, pipeline, model, context, options.time)
-        prune_to_budget(result, pipeline, model, context, options.gates, metric)
-        kept = keep_to_budget(result, pipeline, model, context, options.gates, metric)
-        report["sensitivity"] = damages(kept)
-        report["ledger"] = [entry.as_dict() for entry in result.ledger]
+    kept = stages.keep(result, context)
+    report["sensitivity"] = damages(kept)
+    report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"] += narrowed(result, pipeline) + result.notes
     if promise is not None and promise.wanted(None, None):
         _place(promise, result, pipeline, model, context, options, metric, report)
@@ -268,11 +265,12 @@ def make(
     if kept is not None:
         report["floor"] = kept.floor()
         kept.warn(verdict.comparison, report["notes"])
+    verdict.gates += stages.own
     report.update(verdict.as_dict())
     merge_notes(report["notes"], verdict.notes + untold(report["never_slower"]))
     report["reproducer"] = str(result.reproducer) if result.reproducer else None
     hold(verdict, result, report, strict=options.strict)
-    return Result(result.model, report, model, result.as_ran(pipeline), options)
+    return Result(result.model, report, model, result.as_ran(stages.pipeline), options)
 
 
 def _judged(

@@ -3,9 +3,9 @@
 For a layer ``y = W x`` of the original, and ``x~`` what it reads now, ridge least squares towards weights ``V``:
 ``W' = (E[y x~^T] + l V) (E[x~ x~^T] + l I)^-1``, all centred, so that the bias is refitted with it (He et al. 2017,
 arXiv 1707.06168, for every layer). First *symmetric*: ``x~`` is what is left of ``x`` in the original, ``V`` the
-weights that are left. Then *asymmetric*: layers are taken in topological order, level by level, ``x~`` is seen in the
-model as repaired so far, so that what went wrong before is made up for too, and ``V`` is the symmetric solution: with
-few samples the layers before fit those better than they fit others, and a large ``l`` then keeps to what does not
+weights that are left. Then *asymmetric*: layers are taken in topological order, in a few segments, ``x~`` is seen in
+the model as repaired so far, so that what went wrong before is made up for too, and ``V`` is the symmetric solution:
+with few samples the layers before fit those better than they fit others, and a large ``l`` then keeps to what does not
 depend on it. ``l`` is what serves best on held-out samples, and a layer that no ``l`` helps there keeps its weights.
 """
 
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-import scipy.linalg
 
 from graphopt.channels.atoms import live
 from graphopt.graph import attribute, constant_array, is_op, value_names
 from graphopt.linear import Form, form_of, from_matrix, to_matrix
 from graphopt.model import clone, replace
+from graphopt.passes._amplification import distance
+from graphopt.passes._ridge import Solved, solve
 from graphopt.passes._saliency import column_units
 from graphopt.passes._shrink import put
 from graphopt.passes._weights import add_constant, drop_unread
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 REPAIRS = ("auto", "asymmetric", "symmetric", "moments", "none")
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Of the mean diagonal of the covariance."""
+SEGMENTS = 4
+"""In how many parts of the model, one after the other, layers are refitted on what they read then, each in a sweep."""
 
 _LEAST_ROWS, _MOST_ROWS = 1024, 8192
 """Rows that a layer is refitted on, over all samples."""
@@ -47,18 +48,6 @@ _OUTPUT_MB = 512
 
 
 _Inputs = dict[tuple["str | None", bool], list["NDArray[np.float32]"]]
-
-
-@dataclass(frozen=True)
-class Solved:
-    """One group's weights, what the bias gains, the squared error on held-out inputs before and after, and the energy
-    of what is wanted there."""
-
-    weight: NDArray[np.float64]
-    shift: NDArray[np.float64]
-    before: float
-    after: float
-    energy: float
 
 
 @dataclass
@@ -183,37 +172,51 @@ def refit(
 def _in_order(
     model: ir.Model, layers: list[Layer], stream: Any, how: str, say: Callable[[int, int], None]
 ) -> list[tuple[float, float]]:
-    """Refit level by level, on what each reads once those before are refitted; held-out errors before and after."""
+    """Refit segment by segment, on what each layer reads once the segments before are refitted (and its own as the
+    symmetric solution has it); held-out errors before and after."""
     done: list[tuple[float, float]] = []
-    levels = sorted({layer.depth for layer in layers})
-    for number, level in enumerate(levels):
-        say(number, len(levels))
-        mine = [layer for layer in layers if layer.depth == level]
+    if how != "moments":
+        for layer in layers:
+            if layer.symmetric is not None:
+                _write(model, layer.node, layer.symmetric)
+    parts = segments(layers)
+    for number, mine in enumerate(parts):
+        say(number, len(parts))
+        if how != "moments":  # two that stand one behind the other would both make up for the same
+            mine = [layer for layer in mine if layer.depth == mine[0].depth]
         inputs = _look(model, mine, stream, layers)
         for layer in mine:
             if (_name(layer), True) not in inputs or not layer.wanted[True]:
                 continue
-            seen = (inputs[_name(layer), False], inputs[_name(layer), True])
+            seen = (inputs.pop((_name(layer), False)), inputs.pop((_name(layer), True)))
             found = _solve(layer, seen, how, layer.symmetric)
             if found is not None:
-                done.append(_write(model, layer.node, found))
+                _, after = _write(model, layer.node, found)
+                first = layer.symmetric or found
+                done.append((sum(one.before for one in first) / (sum(one.energy for one in first) or 1.0), after))
     return done
+
+
+def segments(layers: list[Layer]) -> list[list[Layer]]:
+    """The layers in topological order, in at most :data:`SEGMENTS` parts of about as many; what lies side by side in
+    the model is not parted."""
+    parts: list[list[Layer]] = []
+    done = 0
+    for level in sorted({layer.depth for layer in layers}):
+        mine = [layer for layer in layers if layer.depth == level]
+        if not parts or done >= len(layers) * len(parts) / SEGMENTS:
+            parts.append([])
+        parts[-1] += mine
+        done += len(mine)
+    return parts
 
 
 def _distance(original: ir.Model, candidate: ir.Model, context: Context) -> float:
     """The squared error of the model's outputs on held-out samples, as a share of what they hold, over all outputs."""
     assert context.held_out is not None
     before, after = Session(original, threads=context.threads), Session(candidate, threads=context.threads)
-    error: dict[str, float] = {}
-    energy: dict[str, float] = {}
-    for feed in context.held_out(original):
-        a, b = before.run(feed), after.run(feed)
-        for name, array in a.items():
-            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.shape == b[name].shape:
-                wanted, got = array.astype(np.float64), b[name].astype(np.float64)
-                error[name] = error.get(name, 0.0) + float(np.nansum(np.square(wanted - got)))
-                energy[name] = energy.get(name, 0.0) + float(np.nansum(np.square(wanted)))
-    return sum(error[name] / (energy[name] or 1.0) for name in error)
+    feeds = list(context.held_out(original))
+    return distance([before.run(feed) for feed in feeds], [after.run(feed) for feed in feeds])
 
 
 def _rows(layers: list[Layer], held: bool) -> Callable[[Form, int], int]:
@@ -281,18 +284,8 @@ def _solve(
     y, y_held = (np.concatenate(layer.wanted[held], axis=2) for held in (False, True))
     if (len(x), x.shape[1], y.shape[1]) != (len(now), now.shape[2], now.shape[1]) or x.shape[2] != y.shape[2]:
         return None
-    biased = bias_site(layer.node) is not None
-    return [
-        _group(
-            now[g],
-            (x[g].astype(np.float64), y[g].astype(np.float64)),
-            (x_held[g].astype(np.float64), y_held[g].astype(np.float64)),
-            how,
-            biased,
-            None if towards is None else towards[g].weight,
-        )
-        for g in range(len(now))
-    ]
+    centre = None if towards is None else np.stack([one.weight for one in towards])
+    return solve(now, (x, y), (x_held, y_held), how, bias_site(layer.node) is not None, centre)
 
 
 def _write(model: ir.Model, node: ir.Node, found: list[Solved]) -> tuple[float, float]:
@@ -308,44 +301,6 @@ def _write(model: ir.Model, node: ir.Node, found: list[Solved]) -> tuple[float, 
     if site is not None:
         shift_bias(model, site, np.concatenate([one.shift for one in found]), stored.dtype)
     return before, after
-
-
-def _group(
-    now: NDArray[np.float64],
-    fit: tuple[NDArray[np.float64], NDArray[np.float64]],
-    held: tuple[NDArray[np.float64], NDArray[np.float64]],
-    how: str,
-    biased: bool,
-    towards: NDArray[np.float64] | None,
-) -> Solved:
-    """The best W' of one group: ``fit`` and ``held`` are (x~, y), [K, n] and [outputs, n]."""
-    mean_x, mean_y = ((a.mean(axis=1, keepdims=True) if biased else np.zeros((len(a), 1))) for a in fit)
-    x, y = fit[0] - mean_x, fit[1] - mean_y
-    before = float(np.square(now @ held[0] - held[1]).sum())
-    energy = float(np.square(held[1] - held[1].mean(axis=1, keepdims=True)).sum())
-
-    def tried(weight: NDArray[np.float64]) -> Solved:
-        shift = (mean_y - weight @ mean_x)[:, 0]
-        error = float(np.square(weight @ held[0] + shift[:, None] - held[1]).sum())
-        return Solved(weight, shift, before, error, energy)
-
-    if how == "moments":
-        spread, wanted = (now @ x).std(axis=1), y.std(axis=1)
-        dead = spread <= 1e-9 * max(float(spread.max(initial=0)), 1e-30)
-        return tried(now * np.where(dead, 1.0, wanted / np.where(dead, 1.0, spread))[:, None])
-    centre = now if towards is None else towards
-    candidates = [Solved(now, np.zeros(len(now)), before, before, energy), tried(now), tried(centre)]
-    covariance, cross = x @ x.T / x.shape[1], y @ x.T / x.shape[1]
-    mean = float(np.trace(covariance)) / len(covariance) or 1.0
-    for ridge in RIDGES:
-        damped = covariance + ridge * mean * np.eye(len(covariance))
-        try:
-            factor = scipy.linalg.cho_factor(damped, check_finite=False)
-        except np.linalg.LinAlgError:
-            continue
-        target = cross + ridge * mean * centre
-        candidates.append(tried(scipy.linalg.cho_solve(factor, target.T, check_finite=False).T))
-    return min(candidates, key=lambda one: one.after)
 
 
 def bias_site(node: ir.Node) -> tuple[ir.Node, int] | None:

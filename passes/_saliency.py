@@ -36,6 +36,12 @@ _STEPS = 48  # in how many steps a group's path is worked out: within one, units
 
 _DAMPING = 1e-3  # of the mean diagonal
 
+_DOUBT = 0.1
+"""What the square of inputs per row weighs the diagonal of H with: as many rows as inputs, a tenth."""
+
+_POWER = 0.5
+"""Of what a layer's error becomes at the outputs: random errors are felt more than those that are left of a repair."""
+
 
 @dataclass
 class Reader:
@@ -60,6 +66,8 @@ class Reader:
             weight = self.weight[:, columns].transpose(1, 2, 0)  # [units, size, outputs]
             if self.inverse is None:
                 found[chosen] = np.sum(np.square(weight) * self.power[columns][:, :, None], axis=(1, 2))
+            elif size == 1:
+                found[chosen] = np.sum(np.square(weight[:, 0]), axis=1) / np.diagonal(self.inverse)[columns[:, 0]]
             else:
                 block = self.inverse[columns[:, :, None], columns[:, None, :]]
                 found[chosen] = np.sum(weight * np.linalg.solve(block, weight), axis=(1, 2))
@@ -87,7 +95,9 @@ def column_units(channels: Channels, read: NDArray[np.int64], form: Form) -> NDA
     return np.repeat(per_group, form.width // per_group.shape[1], axis=1)
 
 
-def readers(channels: Channels, seen: Mapping[Form, Seen]) -> Iterator[tuple[Reader, set[int]]]:
+def readers(
+    channels: Channels, seen: Mapping[Form, Seen], counts: Mapping[ir.Node, float]
+) -> Iterator[tuple[Reader, set[int]]]:
     """Every matrix that reads units and whose inputs were seen, with the units it reads."""
     for product in channels.products:
         form = form_of(product.node)
@@ -100,15 +110,23 @@ def readers(channels: Channels, seen: Mapping[Form, Seen]) -> Iterator[tuple[Rea
         for group, matrix in enumerate(matrices):
             mean = moments.mean[group]
             h = moments.second_moment[group] - np.outer(mean, mean)
-            energy = float(np.sum(np.matmul(matrix, h) * matrix))
+            energy = float(np.sum(np.matmul(matrix, h) * matrix)) / max(counts.get(product.node, 1.0), 1e-12) ** _POWER
             if energy <= 0:
                 continue
             mine = units[group]
             order = np.argsort(mine, kind="stable")
             starts = np.flatnonzero(np.r_[True, np.diff(mine[order]) > 0])
             columns = {int(mine[part[0]]): part for part in np.split(order, starts[1:]) if mine[part[0]] >= 0}
-            inverse = _inverse(h) if len(h) <= WIDEST else None
+            inverse = _inverse(_trusted(h, moments.count)) if len(h) <= WIDEST else None
             yield Reader(matrix.copy(), inverse, columns, energy * len(matrices), np.diagonal(h).copy()), set(columns)
+
+
+def _trusted(h: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """``h`` as far as so many rows can tell: shrunk towards its diagonal. Of fewer rows than inputs, every input seems
+    to follow from the others, and nothing would seem to be lost with it."""
+    trust = 1 / (1 + _DOUBT * (len(h) / max(rows, 1)) ** 2)
+    found: NDArray[np.float64] = trust * h + (1 - trust) * np.diag(np.diagonal(h))
+    return found
 
 
 def _inverse(h: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -119,11 +137,12 @@ def _inverse(h: NDArray[np.float64]) -> NDArray[np.float64]:
     return (found + found.T) / 2
 
 
-def by_loss(channels: Channels, seen: Mapping[Form, Seen]) -> list[Path]:
+def by_loss(channels: Channels, seen: Mapping[Form, Seen], counts: Mapping[ir.Node, float] | None = None) -> list[Path]:
     """Each group's free units in the order in which losing one costs least, the others having made up for it; units
-    that no layer of known inputs reads count by their weights."""
+    that no layer of known inputs reads count by their weights. ``counts``: by layer, what an error of its output
+    becomes at the model's outputs (1 where it is not told)."""
     by_unit: dict[int, list[Reader]] = {}
-    for reader, units in readers(channels, seen):
+    for reader, units in readers(channels, seen, counts or {}):
         for unit in units:
             by_unit.setdefault(unit, []).append(reader)
     sizes = magnitudes(channels, 2)
@@ -185,11 +204,12 @@ def by_magnitude(channels: Channels, power: int) -> list[Path]:
     return [_sorted(g, g.units[: g.free], scores[g.units[: g.free]]) for g in channels.groups if g.free]
 
 
+def layers_read(channels: Channels) -> list[ir.Node]:
+    """The layers that read units and end them."""
+    found = [product for product in channels.products if live(product.read) and not product.depthwise]
+    return [product.node for product in found if form_of(product.node) is not None]
+
+
 def layer_forms(channels: Channels) -> list[Form]:
     """What has to be seen for :func:`by_loss`."""
-    forms: dict[Form, ir.Node] = {}
-    for product in channels.products:
-        form = form_of(product.node)
-        if form is not None and live(product.read) and not product.depthwise:
-            forms.setdefault(form, product.node)
-    return list(forms)
+    return list(dict.fromkeys(form for node in layers_read(channels) if (form := form_of(node)) is not None))

@@ -12,11 +12,13 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.channels import ONLY, Channels, find_channels
 from graphopt.concrete_shapes import two_sizes
 from graphopt.errors import PreconditionError, RuntimeFailure, did_you_mean
+from graphopt.gates import parse_drop
 from graphopt.graph import label
 from graphopt.model import clone, interface
+from graphopt.passes._amplification import amplifications
 from graphopt.passes._patterns import check_patterns, matches
 from graphopt.passes._refit import REPAIRS, plan_layers, refit
-from graphopt.passes._saliency import IMPORTANCES, by_loss, by_magnitude, layer_forms
+from graphopt.passes._saliency import IMPORTANCES, by_loss, by_magnitude, layer_forms, layers_read
 from graphopt.passes._shrink import Shrinker
 from graphopt.passes._units import AMOUNTS, Ledger, Path, choose
 from graphopt.profiling import profile
@@ -47,6 +49,7 @@ class Prune(Pass):
     ``none``. ``multiple``: channels that are left come in multiples of it, as kernels like them. ``exclude`` and
     ``include``: layers whose output channels stay, or may go: names, globs, ``re:`` expressions or operator types.
     ``search``: the amount is the most that goes, and less does where ``max-drop`` or ``min-sqnr`` would fail.
+    ``max_drop``, ``min_sqnr``: a budget of this pass alone, in a recipe with others, which it searches in, too.
     """
 
     left: float = 0.7
@@ -57,6 +60,8 @@ class Prune(Pass):
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     search: bool = False
+    max_drop: str | float = ""
+    min_sqnr: float = 0.0
     name: ClassVar[str] = "prune"
     contract: ClassVar[Contract] = "approximate"
 
@@ -68,6 +73,8 @@ class Prune(Pass):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is '{value}'; " + did_you_mean(value, known, f"one of {', '.join(known)}"))
+        if self.max_drop != "":
+            parse_drop(str(self.max_drop), 1.0)
         if self.multiple < 1:
             raise ValueError(f"multiple is {self.multiple}; it must be 1 or more")
 
@@ -142,7 +149,8 @@ class Prune(Pass):
             return by_magnitude(channels, 1 if self.importance == "l1" else 2)
         assert context.layer_inputs is not None
         context.progress(0, None, "weighing channels")
-        return by_loss(channels, context.layer_inputs(model, layer_forms(channels)))
+        seen = context.layer_inputs(model, layer_forms(channels))
+        return by_loss(channels, seen, amplifications(model, layers_read(channels), seen, context))
 
 
 def _progress(context: Context) -> Callable[[int, int], None]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError, did_you_mean
+from graphopt.gates import parse_drop
 from graphopt.graph import constant_array, label, opset, value_names
 from graphopt.linear import form_of
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
@@ -60,7 +61,7 @@ class QuantizeStatic(Pass):
     everywhere, slower) or ``auto``, per layer. ``rounding``: weights are rounded to what the layer's output asks for,
     not to nearest, where that is better on held-out inputs. ``bias_correction`` takes back what rounding the weights
     does to the mean of each output channel. ``exclude`` and ``include``: node names, globs, ``re:`` expressions or
-    operator types.
+    operator types. ``max_drop``, ``min_sqnr``: a budget of this pass alone, in a recipe with others.
     """
 
     observer: str = "mse"
@@ -70,10 +71,14 @@ class QuantizeStatic(Pass):
     bias_correction: bool = True
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
+    max_drop: str | float = ""
+    min_sqnr: float = 0.0
     name: ClassVar[str] = "quantize-static"
     contract: ClassVar[Contract] = "approximate"
 
     def __post_init__(self) -> None:
+        if self.max_drop != "":
+            parse_drop(str(self.max_drop), 1.0)
         if self.observer not in OBSERVERS:
             raise ValueError(
                 f"observer is '{self.observer}'; "

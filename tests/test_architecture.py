@@ -40,6 +40,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("manager",),
     ("inspection", "judge"),
     ("search", "linting", "presets", "outcome"),
+    ("stages",),
     ("pipeline",),
     ("sparsified",),
     ("pruned", "ranking", "bisection", "benchmark", "locking", "compression", "finetuning", "conversion"),

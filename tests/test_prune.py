@@ -23,7 +23,7 @@ from graphopt.base import Context, Gates
 from graphopt.cost import node_macs, shapes
 from graphopt.errors import InputError, NothingDone
 from graphopt.judge import Verdict
-from graphopt.passes._refit import _group
+from graphopt.passes._ridge import solve
 from graphopt.passes._saliency import Reader, _inverse
 from graphopt.registry import create
 from graphopt.search import pruning
@@ -211,7 +211,8 @@ def test_refitting_finds_the_map_and_the_bias() -> None:
     true, shift = rng.normal(size=(3, 6)), rng.normal(size=(3, 1))
     x, held = rng.normal(size=(6, 500)), rng.normal(size=(6, 100))
     wrong = true + rng.normal(size=true.shape)
-    solved = _group(wrong, (x, true @ x + shift), (held, true @ held + shift), "symmetric", True, None)
+    rows = [(a[None].astype(np.float32), (true @ a + shift)[None].astype(np.float32)) for a in (x, held)]
+    (solved,) = solve(wrong[None], rows[0], rows[1], "symmetric", True, None)
     assert np.allclose(solved.weight, true, atol=1e-3)
     assert np.allclose(solved.shift, shift[:, 0], atol=1e-3)
     assert solved.after < 1e-5 * solved.before

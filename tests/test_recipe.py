@@ -35,6 +35,7 @@ CHOICES: dict[str, list[Any]] = {
     "block": [16, 32, 128, 256],
     "sparsity": ["0.3", 0.25, "2:4"],
     "update": ["none", "data"],
+    "max_drop": ["1%", "0.01", 0.02],
     "assign": ["embedding=int8", "w=uint4", "a=b=float"],
 }
 BOUNDS: dict[str, tuple[float, float]] = {

@@ -12,7 +12,7 @@ from graphopt.judge import Verdict, time_both, timed_feeds
 from graphopt.model import clone
 from graphopt.passes.prune import Prune
 from graphopt.search.budget import adopt
-from graphopt.search.limits import limit_of
+from graphopt.search.limits import Limit, limit_of
 from graphopt.search.speed import Promise, measured
 from graphopt.session import Session
 from graphopt.timing import time_models
@@ -27,6 +27,8 @@ FASTER = 0.99
 """Latency has fallen where the median of the candidate's time over the original's is at most this."""
 
 _TRIES = 4  # of how much may go, after the first: each halves what is unknown
+
+_MORE = 3  # while none keeps to it
 
 _AGAIN = 3.0
 
@@ -64,17 +66,27 @@ def prune_to_budget(
     What is left lies between what the pass was told and everything, and is found by halving; every try is repaired and
     judged whole. ``result`` becomes the smallest that holds, and the mildest that was tried where none does.
     """
-    step = next((p for p in flatten(pipeline) if isinstance(p, Prune) and p.search), None)
+    step = next(
+        (p for p in flatten(pipeline) if isinstance(p, Prune) and (p.search or p.max_drop != "" or p.min_sqnr)), None
+    )
     entry = next((e for e in result.ledger if step is not None and e.name == step.name), None)
     asked = gates.max_drop is not None or gates.min_sqnr is not None
     holds = limit_of(original, context, gates, metric) if asked else None
     others = any(e.changes and e.contract == "approximate" for e in result.ledger if e is not entry)
     if step is None or entry is None or not entry.changes or result.exact is None or holds is None or others:
         return
+    judging = context.eval_data or context.data
+    assert judging is not None
+    everybody = Limit(original, judging, context, gates, metric)
+
+    def keeps(candidate: ir.Model) -> bool:
+        """On the samples that a search chooses by, and then on all that the gates will ask."""
+        return holds(candidate) and (len(holds.samples) == len(judging) or everybody(candidate))
+
     try:
-        if holds(result.model):
+        if keeps(result.model):
             return
-        tried = _halve(step, result.exact, replace(context, eval_data=holds.samples), holds)
+        tried = _halve(step, result.exact, replace(context, eval_data=holds.samples), keeps)
     except RuntimeFailure:  # a model that does not run here is judged, and refused, by the gates themselves
         return
     if not tried:
@@ -83,8 +95,8 @@ def prune_to_budget(
     chosen = min(good, key=lambda one: one[0]) if good else max(((s, m, d) for s, m, d, _ in tried), key=lambda o: o[0])
     adopt(result, entry, chosen[1], chosen[2], replace(step, left=chosen[0]))
     shares = ", ".join(f"{100 * share:.0f} % {'holds' if kept else 'does not'}" for share, _, _, kept in tried)
-    judging = context.eval_data or context.data or ()
     told = f"of the {step.of} left, {shares}; judged on {len(holds.samples)} of the {len(judging)} samples"
+    told += ", then on all" if len(holds.samples) < len(judging) else ""
     result.notes.append(f"{'as much as keeps to the budget was removed' if good else 'no try keeps to it'}: {told}")
 
 
@@ -94,7 +106,9 @@ _Try = tuple[float, "ir.Model", PassResult, bool]
 def _halve(step: Prune, model: ir.Model, context: Context, holds: Callable[[ir.Model], bool]) -> list[_Try]:
     low, high = step.left, 1.0
     tried: list[_Try] = []
-    for _ in range(_TRIES):
+    for number in range(_TRIES + _MORE):
+        if number >= _TRIES and any(kept for *_, kept in tried):
+            break
         middle = (low + high) / 2
         candidate = clone(model)
         done = replace(step, left=middle).run(candidate, context)

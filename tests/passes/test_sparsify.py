@@ -1,4 +1,4 @@
-"""``graphopt prune --sparsity`` and the pass behind it: real zeros where asked for, and no better promised."""
+"""``graphopt prune --sparsity`` and the pass behind it: zeros where they were asked for, and no more promised."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """What ``graphopt prune`` removes, whether it is still right, and how fast it is then; Markdown tables.
 
-    python tools/bench/pruning.py [coverage] [digits] [real] [--models a,b] [--macs 0.7]
+    python tools/bench/pruning.py [coverage] [digits] [real] [--models a,b] [--macs 0.7] [--amounts 0.9,0.7]
 
 ``coverage``: the structures of tools/architectures.py, beside onnxsim's own pruning where it has one. ``digits``: the
 demo's CNN at several amounts, without repair, with the moments of each output restored, and with both least squares.
-``real``: models of ``make models`` (their own metric on their own data).
+``real``: the same of models of ``make models`` (their own metric on their own data).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -22,18 +23,29 @@ from architectures import ARCHITECTURES, feeds
 from fetch_models import MODELS
 
 import graphopt
+from graphopt.base import Context
 from graphopt.concrete_shapes import shapes_seen
+from graphopt.data import Dataset
+from graphopt.data import feeds as to_feeds
+from graphopt.data import labels as to_labels
 from graphopt.errors import GraphoptError
-from graphopt.model import load, to_proto
+from graphopt.gates import evaluate, load_metric
+from graphopt.model import clone, interface, load, to_proto
+from graphopt.passes._refit import plan_layers, refit
+from graphopt.passes._shrink import Shrinker
+from graphopt.passes._units import choose
+from graphopt.passes.prune import Prune, totals
+from graphopt.pipeline import Options, load_samples
 from graphopt.registry import create
 from graphopt.session import Session
+from graphopt.sweeps import attach
 from graphopt.timing import time_models
+from graphopt.validation import OutputDifference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".cache" / "models"
 DEMO = ROOT / "graphopt" / "demo"
 REPAIRS = ("none", "moments", "symmetric", "asymmetric")
-AMOUNTS = (0.9, 0.8, 0.7, 0.5)
 
 
 def macs(proto: onnx.ModelProto, feed: dict[str, Any]) -> int:
@@ -85,23 +97,54 @@ def coverage(share: float) -> None:
         )
 
 
-def accuracy(
-    name: str, model: Any, options: dict[str, Any], amounts: tuple[float, ...], repairs: tuple[str, ...]
-) -> None:
-    """One row per repair, one column per amount."""
-    plain = graphopt.optimize(model, time=0).ir_model
+def accuracy(name: str, source: Any, files: tuple[Path, Path], metric: str, amounts: tuple[float, ...]) -> None:
+    """One row per repair, a column per amount, with the share of MACs really left and the dB of the first output.
+
+    The model is weighed once, and every amount is chosen from the same order.
+    """
+    plain = graphopt.optimize(source, time=0, verify="off").ir_model
+    context, judging = _context(plain, files)
+    judge = load_metric(metric)
     print(f"| {name} | " + " | ".join(f"{a:.0%} of the MACs" for a in amounts) + " |")
     print("| --- |" + " ---: |" * len(amounts))
-    for importance, repair in [("l2", "none"), *(("loss", r) for r in repairs)]:
-        cells = []
-        for amount in amounts:
-            step = create("prune", {"left": amount, "repair": repair, "importance": importance})
-            report = graphopt.optimize(plain, passes=[step], **options).report
-            left = report["ledger"][0]["metrics"].get("macs_left")
-            cells.append(f"{report['metric']['candidate']:.4f} ({left:.2f})" if left else "nothing")
-        original = report["metric"]["original"]
-        print(f"| {importance}, repair {repair} | " + " | ".join(cells) + " |", flush=True)
-    print(f"\n{name}: original {original:.4f}; in brackets the share of MACs really left\n", flush=True)
+    before = _outputs(plain, judging)
+    labelled = [{**to_feeds(s, interface(plain)[0]), **to_labels(s, interface(plain)[0])} for s in judging]
+    for importance, repairs in (("l2", ("none",)), ("loss", REPAIRS)):
+        step = create("prune", {"importance": importance})
+        assert isinstance(step, Prune)
+        channels = step.find(plain, context)
+        paths = step.paths(plain, channels, context)
+        chosen = [choose(channels, paths, "macs", amount, 8) for amount in amounts]
+        for repair in repairs:
+            cells = []
+            for keep in chosen:
+                model, left = clone(plain), totals(channels, keep)["macs_left"]
+                own = step.find(model, context)
+                layers = plan_layers(model, own, keep)
+                Shrinker(model, own, keep).run()
+                if repair != "none":
+                    refit(plain, model, layers, context, repair)
+                after = _outputs(model, judging)
+                difference = OutputDifference(next(iter(before[0])))
+                for a, b in zip(before, after, strict=True):
+                    difference.add(a[difference.name], b[difference.name])
+                cells.append(f"{evaluate(judge, after, labelled):.4f} ({left:.2f}, {difference.sqnr:.1f} dB)")
+            print(f"| {importance}, repair {repair} | " + " | ".join(cells) + " |", flush=True)
+    print(f"\n{name}: original {evaluate(judge, before, labelled):.4f}; in brackets the share of MACs really left\n")
+
+
+def _context(plain: ir.Model, files: tuple[Path, Path]) -> tuple[Context, Dataset]:
+    options = Options(data=files[0], eval_data=files[1])
+    context = Context(original=plain, threads=1)
+    context.data, _ = load_samples(options.data, plain, options)
+    judging, _ = load_samples(options.eval_data, plain, options)
+    attach(context)
+    return context, judging
+
+
+def _outputs(model: ir.Model, samples: Dataset) -> list[dict[str, Any]]:
+    session = Session(model, threads=1)
+    return [session.run(to_feeds(sample, interface(model)[0])) for sample in samples]
 
 
 def main() -> int:
@@ -109,20 +152,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["coverage", "digits"], help="coverage, digits, real")
     parser.add_argument("--models", help="comma-separated names of real models (default: all that are fetched)")
-    parser.add_argument("--macs", type=float, default=0.7)
+    parser.add_argument("--macs", type=float, default=0.7, help="of coverage")
+    parser.add_argument("--amounts", default="0.9,0.8,0.7,0.5", help="shares of the MACs of digits and real")
     options = parser.parse_args()
+    amounts = tuple(float(a) for a in options.amounts.split(","))
     if "coverage" in options.what:
         coverage(options.macs)
     if "digits" in options.what:
-        data = {"data": DEMO / "calibration.npz", "eval_data": DEMO / "evaluation.npz", "metric": "accuracy", "time": 0}
-        accuracy("digits CNN", DEMO / "digits.onnx", {**data, "threads": 1}, AMOUNTS, REPAIRS)
+        files = (DEMO / "calibration.npz", DEMO / "evaluation.npz")
+        accuracy("digits CNN", DEMO / "digits.onnx", files, "accuracy", amounts)
     if "real" in options.what:
         wanted = options.models.split(",") if options.models else [m.name for m in MODELS]
         for known in (m for m in MODELS if m.name in wanted and (CACHE / m.name / "evaluation.npz").is_file()):
             folder = CACHE / known.name
-            data = {"data": folder / "calibration.npz", "eval_data": folder / "evaluation.npz", "time": 0, "threads": 1}
-            data["metric"] = f"{ROOT / 'tools/realdata/metrics.py'}:{known.metric}"
-            accuracy(known.name, folder / "model.onnx", data, (0.9, options.macs), ("none", "auto"))
+            files = (folder / "calibration.npz", folder / "evaluation.npz")
+            metric = f"{ROOT / 'tools/realdata/metrics.py'}:{known.metric}"
+            accuracy(known.name, folder / "model.onnx", files, metric, amounts)
     return 0
 
 
