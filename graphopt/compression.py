@@ -71,8 +71,7 @@ def compress(
             ``int8``, with ``size`` ``auto``.
         block: weights that share a scale, of the formats in blocks: 16, 32, 64, 128 or 256.
         rounding: ``nearest``, ``fitted``, ``data`` or ``auto``.
-        exclude: names, globs, ``re:`` expressions or operator types of nodes whose weights stay as they are.
-        include: the only ones whose weights are compressed, likewise.
+        exclude, include: names, globs, ``re:`` expressions or operator types of nodes whose weights stay, or do not.
         size: what is to be left of the file: ``"25MB"``, or a ratio such as ``"0.3"``.
         memory: weights above which the models are not run to be compared (``"4GB"``; default a quarter of the
             machine's memory): then they are read, compressed and written tensor by tensor.

@@ -294,7 +294,7 @@ def ort_form(model: ir.Model, path: Path) -> Loadable:
     Raises:
         RuntimeFailure: the runtime cannot load it, or it holds what that form cannot.
     """
-    _write_fused(model, path, "ORT")
+    return _write_fused(model, path, "ORT")
 
 
 def fused_nodes(model: ir.Model) -> int:
@@ -311,7 +311,7 @@ def fused_nodes(model: ir.Model) -> int:
         return sum(len(graph.node) for graph in graphs(onnx.load(path, load_external_data=False)))
 
 
-def _write_fused(model: ir.Model, path: Path, form: str) -> None:
+def _write_fused(model: ir.Model, path: Path, form: str) -> Loadable:
     import onnxruntime as ort
 
     given = loadable(model)

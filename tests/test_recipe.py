@@ -35,6 +35,7 @@ CHOICES: dict[str, list[Any]] = {
     "block": [16, 32, 128, 256],
     "sparsity": ["0.3", 0.25, "2:4"],
     "update": ["none", "data"],
+    "kernel": ["ort"],
     "max_drop": ["1%", "0.01", 0.02],
     "assign": ["embedding=int8", "w=uint4", "a=b=float"],
 }
@@ -136,7 +137,7 @@ def test_every_pass_with_every_option_set(name: str) -> None:
         elif hint is bool:
             other[field.name] = not default
         elif hint in (int, float):
-            other[field.name] = hint(default - 1) if default >= 1 else hint(default / 2)
+            other[field.name] = hint(default - 1) if default >= 1 else hint(default / 2) if default else hint(10)
         elif field.name in ("teacher", "checkpoint", "resume"):
             other[field.name] = "a file"
         elif typing.get_origin(hint) is tuple:
