@@ -172,18 +172,18 @@ def refit(
 def _in_order(
     model: ir.Model, layers: list[Layer], stream: Any, how: str, say: Callable[[int, int], None]
 ) -> list[tuple[float, float]]:
-    """Refit segment by segment, on what each layer reads once the segments before are refitted (and its own as the
-    symmetric solution has it); held-out errors before and after."""
-    done: list[tuple[float, float]] = []
+    """The symmetric solution of every layer, and of those that each segment begins with, in order, the one on what they
+    read once the segments before are refitted; held-out errors before and after. (``moments``: that of every layer.)"""
+    done: dict[int, tuple[float, float]] = {}
     if how != "moments":
         for layer in layers:
             if layer.symmetric is not None:
-                _write(model, layer.node, layer.symmetric)
-    parts = segments(layers)
-    for number, mine in enumerate(parts):
+                done[id(layer)] = _write(model, layer.node, layer.symmetric)
+    parts = segments(layers, SEGMENTS if how != "moments" else len(layers))
+    for number, part in enumerate(parts):
         say(number, len(parts))
-        if how != "moments":  # two that stand one behind the other would both make up for the same
-            mine = [layer for layer in mine if layer.depth == mine[0].depth]
+        # Of two that stand one behind the other, both would make up for the same.
+        mine = [layer for layer in part if layer.depth == part[0].depth]
         inputs = _look(model, mine, stream, layers)
         for layer in mine:
             if (_name(layer), True) not in inputs or not layer.wanted[True]:
@@ -191,20 +191,21 @@ def _in_order(
             seen = (inputs.pop((_name(layer), False)), inputs.pop((_name(layer), True)))
             found = _solve(layer, seen, how, layer.symmetric)
             if found is not None:
-                _, after = _write(model, layer.node, found)
-                first = layer.symmetric or found
-                done.append((sum(one.before for one in first) / (sum(one.energy for one in first) or 1.0), after))
-    return done
+                before, after = _write(model, layer.node, found)
+                done[id(layer)] = (done.get(id(layer), (before, 0.0))[0], after)
+    return list(done.values())
 
 
-def segments(layers: list[Layer]) -> list[list[Layer]]:
-    """The layers in topological order, in at most :data:`SEGMENTS` parts of about as many; what lies side by side in
-    the model is not parted."""
+def segments(layers: list[Layer], most: int) -> list[list[Layer]]:
+    """The layers in topological order, in at most ``most`` parts of about as many; what lies side by side in the model
+    is not parted."""
+    levels = [[layer for layer in layers if layer.depth == level] for level in sorted({o.depth for o in layers})]
+    if len(levels) <= most:
+        return levels
     parts: list[list[Layer]] = []
     done = 0
-    for level in sorted({layer.depth for layer in layers}):
-        mine = [layer for layer in layers if layer.depth == level]
-        if not parts or done >= len(layers) * len(parts) / SEGMENTS:
+    for mine in levels:
+        if not parts or done >= len(layers) * len(parts) / most:
             parts.append([])
         parts[-1] += mine
         done += len(mine)

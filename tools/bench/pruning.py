@@ -1,16 +1,19 @@
 """What ``graphopt prune`` removes, whether it is still right, and how fast it is then; Markdown tables.
 
-    python tools/bench/pruning.py [coverage] [digits] [real] [--models a,b] [--macs 0.7] [--amounts 0.9,0.7]
+    python tools/bench/pruning.py [coverage] [digits] [real] [sparsity] [--models a,b] [--macs 0.7] [--amounts 0.9,0.7]
 
 ``coverage``: the structures of tools/architectures.py, beside onnxsim's own pruning where it has one. ``digits``: the
 demo's CNN at several amounts, without repair, with the moments of each output restored, and with both least squares.
-``real``: the same of models of ``make models`` (their own metric on their own data).
+``real``: the same of models of ``make models`` (their own metric on their own data); with ``--torch-python``, beside
+Torch-Pruning where there is a torch network of one. ``sparsity``: zeros in weights instead, of the same models.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +128,50 @@ def accuracy(name: str, source: Any, files: tuple[Path, Path], metric: str, amou
                 if repair != "none":
                     refit(plain, model, layers, context, repair)
                 after = _outputs(model, judging)
-                difference = OutputDifference(next(iter(before[0])))
-                for a, b in zip(before, after, strict=True):
-                    difference.add(a[difference.name], b[difference.name])
-                cells.append(f"{evaluate(judge, after, labelled):.4f} ({left:.2f}, {difference.sqnr:.1f} dB)")
+                cells.append(_cell(judge, before, after, labelled, left))
             print(f"| {importance}, repair {repair} | " + " | ".join(cells) + " |", flush=True)
     print(f"\n{name}: original {evaluate(judge, before, labelled):.4f}; in brackets the share of MACs really left\n")
+
+
+def sparsity(name: str, source: Path, files: tuple[Path, Path], metric: str) -> None:
+    """Rows of ``prune --sparsity``: the metric, dB, bytes as a package and time, both over the original's."""
+    for pattern in ("0.5", "2:4"):
+        for how, data in (("by size", None), ("on H", files[0])):
+            options = {"eval_data": files[1], "metric": metric, "verify": "off", "threads": 1, "time": 1.0}
+            report = graphopt.prune(source, sparsity=pattern, data=data, **options).report
+            metrics = next(e for e in report["ledger"] if e["pass"] == "sparsify")["metrics"]
+            before, after = metrics["packed_bytes"]
+            found = f"{report['metric']['original']:.4f} | {report['metric']['candidate']:.4f}"
+            db, slow = report["comparison"]["outputs"][0]["sqnr_db"], report["latency_ratio"]["median"]
+            print(
+                f"| {name} | {pattern} | {how} | {found} | {db:.1f} | {after / before:.2f} | {slow:.2f} |", flush=True
+            )
+
+
+def torch_pruning(python: str, folder: Path, files: tuple[Path, Path], metric: str, amounts: tuple[float, ...]) -> None:
+    """The row of Torch-Pruning on the network that efficientnet-lite0 was exported from."""
+    plain = load(folder / "model.onnx")
+    _, judging = _context(plain, files)
+    labelled = [{**to_feeds(s, interface(plain)[0]), **to_labels(s, interface(plain)[0])} for s in judging]
+    before, judge = _outputs(plain, judging), load_metric(metric)
+    cells = []
+    for amount in amounts:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "pruned.onnx"
+            script = [python, str(Path(__file__).with_name("torch_pruning_rival.py"))]
+            done = subprocess.run(
+                [*script, str(folder), str(amount), str(path)], capture_output=True, text=True, check=True
+            )
+            after = _outputs(load(path), judging)
+        cells.append(_cell(judge, before, after, labelled, float(done.stdout.split()[-1])))
+    print("| Torch-Pruning, magnitude | " + " | ".join(cells) + " |", flush=True)
+
+
+def _cell(judge: Any, before: list[Any], after: list[Any], labelled: list[Any], left: float) -> str:
+    difference = OutputDifference(next(iter(before[0])))
+    for a, b in zip(before, after, strict=True):
+        difference.add(a[difference.name], b[difference.name])
+    return f"{evaluate(judge, after, labelled):.4f} ({left:.2f}, {difference.sqnr:.1f} dB)"
 
 
 def _context(plain: ir.Model, files: tuple[Path, Path]) -> tuple[Context, Dataset]:
@@ -150,10 +191,11 @@ def _outputs(model: ir.Model, samples: Dataset) -> list[dict[str, Any]]:
 def main() -> int:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["coverage", "digits"], help="coverage, digits, real")
+    parser.add_argument("what", nargs="*", default=["coverage", "digits"], help="coverage, digits, real, sparsity")
     parser.add_argument("--models", help="comma-separated names of real models (default: all that are fetched)")
     parser.add_argument("--macs", type=float, default=0.7, help="of coverage")
     parser.add_argument("--amounts", default="0.9,0.8,0.7,0.5", help="shares of the MACs of digits and real")
+    parser.add_argument("--torch-python", help="an interpreter with torch and torch-pruning: its row is printed, too")
     options = parser.parse_args()
     amounts = tuple(float(a) for a in options.amounts.split(","))
     if "coverage" in options.what:
@@ -161,13 +203,18 @@ def main() -> int:
     if "digits" in options.what:
         files = (DEMO / "calibration.npz", DEMO / "evaluation.npz")
         accuracy("digits CNN", DEMO / "digits.onnx", files, "accuracy", amounts)
-    if "real" in options.what:
+    if {"real", "sparsity"} & set(options.what):
         wanted = options.models.split(",") if options.models else [m.name for m in MODELS]
         for known in (m for m in MODELS if m.name in wanted and (CACHE / m.name / "evaluation.npz").is_file()):
             folder = CACHE / known.name
             files = (folder / "calibration.npz", folder / "evaluation.npz")
             metric = f"{ROOT / 'tools/realdata/metrics.py'}:{known.metric}"
+            if "sparsity" in options.what:
+                sparsity(known.name, folder / "model.onnx", files, metric)
+                continue
             accuracy(known.name, folder / "model.onnx", files, metric, amounts)
+            if known.name == "efficientnet-lite0" and options.torch_python:
+                torch_pruning(options.torch_python, folder, files, metric, amounts)
     return 0
 
 
