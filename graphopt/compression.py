@@ -75,8 +75,7 @@ def compress(
         size: what is to be left of the file: ``"25MB"``, or a ratio such as ``"0.3"``.
         memory: weights above which the models are not run to be compared (``"4GB"``; default a quarter of the
             machine's memory): then they are read, compressed and written tensor by tensor.
-        kernel: ``standard``, or ``ort``: 4-bit products are ONNX Runtime's own MatMulNBits, which loads faster and
-            which no other runtime reads.
+        kernel: ``standard``, or ``ort``: ONNX Runtime's own MatMulNBits, which loads faster, and there only.
         package: :meth:`Result.save` writes a package for transport, which :func:`unpack` takes apart again.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
