@@ -41,7 +41,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("inspection", "judge"),
     ("search", "linting", "presets", "outcome"),
     ("pipeline",),
-    ("sparsified",),
+    ("sparsified", "transport"),
     ("pruned", "ranking", "bisection", "benchmark", "locking", "compression", "finetuning", "conversion"),
     ("running", "trials", "exporting"),
     ("tuning",),
