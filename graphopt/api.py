@@ -13,7 +13,7 @@ from graphopt.base import Context, Skip
 from graphopt.benchmark import bench
 from graphopt.bisection import Bisection, bisect
 from graphopt.common_inputs import check_same_inputs, narrowed, taken_by_b
-from graphopt.compression import compress, unpack
+from graphopt.compression import compress
 from graphopt.conversion import convert
 from graphopt.divergence import Tolerances, layer_gates, max_abs_gates, tolerances
 from graphopt.errors import GateFailed, InputError
@@ -51,6 +51,7 @@ from graphopt.running import run
 from graphopt.search.speed import Promise
 from graphopt.session import Session
 from graphopt.target import get_target
+from graphopt.transport import unpack
 from graphopt.tuning import tune
 from graphopt.validation import Comparison, compare_sessions, random_feeds, runnable
 

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.base import Pass, Progress
+from graphopt.base import Pass
 from graphopt.budgets import total_memory
 from graphopt.errors import InputError, NothingDone
 from graphopt.gates import parse_size
 from graphopt.graph import opset
 from graphopt.judge import size_verdict
 from graphopt.manager import PassManager
-from graphopt.model import ModelLike, clone, is_external, weight_bytes
+from graphopt.model import ModelLike, clone, weight_bytes
 from graphopt.outcome import blank, hold, something_done, with_report
-from graphopt.package import check_zstandard, pack
-from graphopt.package import unpack as take_apart
+from graphopt.package import check_zstandard
 from graphopt.passes.compress_weights import CompressWeights
 from graphopt.pipeline import Options, Result, as_metric, check_gates, make, make_context, merge_options, read_source
 from graphopt.registry import create
-from graphopt.remote import local, send
-from graphopt.report.document import SCHEMA_VERSION, about, file_sha256, versions
+from graphopt.report.document import about, versions
 from graphopt.report.units import size as in_words
 from graphopt.search.bits import Move, assigned, for_budget, for_size, moves
 from graphopt.search.limits import limit_of
-from graphopt.storage import room_for, save
+from graphopt.transport import kept_as_it_is, packaged
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -75,7 +70,7 @@ def compress(
         size: what is to be left of the file: ``"25MB"``, or a ratio such as ``"0.3"``.
         memory: weights above which the models are not run to be compared (``"4GB"``; default a quarter of the
             machine's memory): then they are read, compressed and written tensor by tensor.
-        kernel: ``standard``, or ``ort``: ONNX Runtime's own MatMulNBits, which loads faster, and there only.
+        kernel: of 4-bit products, ``standard`` or ``ort`` (MatMulNBits: loads faster, in ONNX Runtime alone).
         package: :meth:`Result.save` writes a package for transport, which :func:`unpack` takes apart again.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
@@ -88,25 +83,24 @@ def compress(
     if package:
         check_zstandard()
     if weights == "keep":
-        return _kept(model, package, options)
-    settings = _settings("uint4" if weights == "auto" else weights, block, rounding, exclude, include)
-    settings["kernel"] = kernel
+        return kept_as_it_is(model, package, options)
+    settings = _settings("uint4" if weights == "auto" else weights, block, rounding, kernel, exclude, include)
     merged = merge_options(options, None)
     _check(weights, rounding, kernel, size, merged)
     limit = memory_limit(memory)
-    told = {"weights": weights, "block": block, "rounding": rounding, "exclude": exclude, "include": include}
-    merged.settings = {**told, "size": size, "memory": memory, "kernel": kernel, "package": package}
+    told = {"weights": weights, "block": block, "rounding": rounding, "kernel": kernel, "exclude": exclude}
+    merged.settings = {**told, "include": include, "size": size, "memory": memory, "package": package}
     loaded, source = read_source(model, merged)
     if weights == HALF:
         patterns = {key: settings[key] for key in ("exclude", "include")}
-        return _packaged(_computed_in_half(loaded, source, create("compute-fp16", patterns), merged), package, merged)
+        return packaged(_computed_in_half(loaded, source, create("compute-fp16", patterns), merged), package, merged)
     step = create("compress-weights", settings)
     assert isinstance(step, CompressWeights)
     if weight_bytes(loaded) <= limit:
-        return _packaged(_made(loaded, source, step, merged, size, choose=weights == "auto"), package, merged)
+        return packaged(_made(loaded, source, step, merged, size, choose=weights == "auto"), package, merged)
     if weights == "auto":
         raise InputError("choosing formats has to run the model, and its weights are more than --memory; raise it")
-    return _packaged(_streamed(loaded, source, step, merged, limit), package, merged)
+    return packaged(_streamed(loaded, source, step, merged, limit), package, merged)
 
 
 def _made(
@@ -213,87 +207,8 @@ def _chosen(
     return replace(step, format="float", assign=assigned(taken)), [note]
 
 
-class Packaged(Result):
-    """A result that is saved as a package."""
-
-    progress: Progress | None = None
-    file: Path | None = None
-    """The very file to be packed, where the model is one and was not changed."""
-
-    def save(self, path: str | Path, *, external: bool | None = None) -> list[Path]:
-        """Write the package atomically, and enter the file, and ``package``, in the report."""
-        target = Path(os.path.realpath(room_for(path)))
-        with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=target.parent) as folder:
-            files = (
-                [self.file]
-                if self.file
-                else save(self.ir_model, Path(folder) / f"{target.name}.onnx", external=external)
-            )
-            self.report["package"] = found = pack(files, target, _megabytes(self.progress, "packing (MB)"))
-        sizes = f"{in_words(found['bytes'])} -> {in_words(found['packed_bytes'])}"
-        self.report["notes"].append(
-            f"packed for transport: {sizes}; the bytes' entropy is {in_words(found['shannon_bytes'])}"
-        )
-        output = self.report["output"]
-        output.update(path=str(path), bytes=target.stat().st_size, sha256=file_sha256(target))
-        send(path, [target])
-        return [target]
-
-
-def _packaged(result: Result, package: bool, options: Options) -> Result:
-    if not package:
-        return result
-    found = Packaged(result.ir_model, result.report, result.original)
-    found.progress = options.progress
-    return found
-
-
-def _kept(model: ModelLike, package: bool, options: dict[str, Any]) -> Result:
-    """The model as it is, to be packaged."""
-    merged = merge_options(options, None)
-    if not package:
-        raise InputError("--weights keep changes nothing, which only a package is for; give --package, or a format")
-    if merged.gates.asked() or merged.data is not None or merged.eval_data is not None:
-        raise InputError("--weights keep changes nothing that could be judged; leave out the data and the gates")
-    merged.settings = {"weights": "keep", "package": True}
-    loaded, source = read_source(model, merged)
-    report = {**versions("compress", vars(merged)), **blank(about(loaded, source)), "output": about(loaded, None)}
-    found = Packaged(loaded, report, loaded)
-    found.progress = merged.progress
-    if isinstance(source, (str, os.PathLike)) and not is_external(loaded):
-        found.file = local(source)
-    return found
-
-
-def unpack(package: str | Path, output: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Write the model that a package holds to ``output``, its data file beside it, bit by bit as it was packed.
-
-    Raises:
-        InputError: zstandard is not installed, or it cannot be written.
-        ModelError: it is no package, or a damaged one; nothing was written.
-    """
-    target = Path(os.path.realpath(room_for(output)))
-    found = take_apart(local(package), target, _megabytes(progress, "unpacking (MB)"))
-    found["files"] = send(output, [Path(file) for file in found["files"]])
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "verb": "unpack",
-        "input": str(package),
-        "output": str(output),
-        **found,
-    }
-
-
-def _megabytes(progress: Progress | None, what: str) -> Callable[[int, int], None]:
-    def told(done: int, total: int) -> None:
-        if progress is not None:
-            progress(done // 1_000_000, max(total // 1_000_000, 1), what)
-
-    return told
-
-
 def _settings(
-    weights: str, block: int, rounding: str, exclude: Sequence[str], include: Sequence[str]
+    weights: str, block: int, rounding: str, kernel: str, exclude: Sequence[str], include: Sequence[str]
 ) -> dict[str, Any]:
     """The options of the pass."""
     for name, patterns in (("exclude", exclude), ("include", include)):
@@ -303,6 +218,7 @@ def _settings(
         "format": weights,
         "block": block,
         "round_to": rounding,
+        "kernel": kernel,
         "exclude": tuple(exclude),
         "include": tuple(include),
     }

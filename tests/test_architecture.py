@@ -42,7 +42,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("search", "linting", "presets", "outcome"),
     ("stages",),
     ("pipeline",),
-    ("sparsified",),
+    ("sparsified", "transport"),
     ("pruned", "ranking", "bisection", "benchmark", "locking", "compression", "finetuning", "conversion"),
     ("running", "trials", "exporting"),
     ("tuning",),
