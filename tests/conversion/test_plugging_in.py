@@ -13,8 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import DEMO, MODELS, ROOT
-from test_frameworks import python
+from conftest import DEMO, MODELS, ROOT, python
 
 import graphopt
 

@@ -69,8 +69,8 @@ def mobilenet(folder: Path) -> None:
         if isinstance(layer, tf.keras.layers.BatchNormalization):
             layer.momentum = 0.9  # of 0.999, which wants thousands of steps
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf.keras.optimizers.Adam(2e-3), loss)
-    model.fit(train["image"], train["label"], batch_size=50, epochs=40, verbose=0)
+    model.compile(tf.keras.optimizers.Adam(1e-3), loss)
+    model.fit(train["image"], train["label"], batch_size=20, epochs=32, verbose=0)
     model.save(folder / "mobilenet.keras")
 
     def samples() -> Iterator[list[Any]]:
