@@ -63,7 +63,11 @@ def mobilenet(folder: Path) -> None:
     """Train and save MobileNetV2 of Keras' applications; theirs.json: what the TFLite converter's int8 makes of it."""
     train, calib, test = (np.load(folder / f"{name}_rgb_nhwc.npz") for name in ("train", "calib", "test"))
     model = tf.keras.applications.MobileNetV2(
-        (32, 32, 3), alpha=0.35, weights=None, classes=10, classifier_activation=None
+        input_tensor=tf.keras.Input((32, 32, 3), name="image"),
+        alpha=0.35,
+        weights=None,
+        classes=10,
+        classifier_activation=None,
     )
     for layer in model.layers:
         if isinstance(layer, tf.keras.layers.BatchNormalization):
