@@ -224,11 +224,8 @@ class Packaged(Result):
         """Write the package atomically, and enter the file, and ``package``, in the report."""
         target = Path(os.path.realpath(room_for(path)))
         with tempfile.TemporaryDirectory(prefix=".graphopt-", dir=target.parent) as folder:
-            files = (
-                [self.file]
-                if self.file
-                else save(self.ir_model, Path(folder) / f"{target.name}.onnx", external=external)
-            )
+            named = Path(folder) / f"{target.name}.onnx"
+            files = [self.file] if self.file else save(self.ir_model, named, external=external)
             self.report["package"] = found = pack(files, target, _megabytes(self.progress, "packing (MB)"))
         sizes = f"{in_words(found['bytes'])} -> {in_words(found['packed_bytes'])}"
         self.report["notes"].append(
