@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "fixtures" / "models"
 DATA = ROOT / "fixtures" / "data"
 DEMO = ROOT / "graphopt" / "demo"
+sys.path.append(str(ROOT / "tools"))  # its sources
 
 
 @dataclass
@@ -84,12 +85,19 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def python(environment: str) -> str:
+    """The interpreter of a framework's environment (``make frameworks``); without it the test is skipped."""
+    from sources import interpreter
+
+    found = interpreter(environment)
+    if found is None:
+        pytest.skip(f"no environment for {environment}; make frameworks builds it, GRAPHOPT_FRAMEWORKS says where")
+    return str(found)
+
+
 @pytest.fixture(scope="session")
 def estimators(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """scikit-learn's sources of tools/sources, trained in this environment, with their data."""
-    tools = str(ROOT / "tools")
-    if tools not in sys.path:
-        sys.path.insert(0, tools)
     from sources import write_data
     from sources.sklearn_sources import estimators as train
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import DEMO, MODELS, run_cli
+from conftest import DEMO, MODELS, python, run_cli
 from test_schema import check
 
 import graphopt
@@ -91,6 +91,27 @@ def test_without_the_runtime_the_command_that_installs_it(workplace: Path) -> No
         assert ran.code == 2
         assert "pip install 'graphopt[openvino]'" in ran.error
         assert not Path("m.xml").exists()
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize(("to", "name"), [("openvino", "m.xml"), ("tflite", "m.tflite")])
+def test_the_other_runtimes(to: str, name: str, workplace: Path) -> None:
+    words = ("-o", name, "--to", to, "--python", python(to), "--data", DEMO / "calibration.npz")
+    report = run_cli("export", DIGITS, *words, "--json").json
+    check(report, "converted")
+    assert report["exit_code"] == 0
+    assert report["output"]["bytes"] == sum(p.stat().st_size for p in workplace.iterdir())
+    assert report["comparison"]["outputs"][0]["sqnr_db"] > 80
+
+
+@pytest.mark.framework
+def test_what_onnx2tf_gets_wrong_is_not_written(workplace: Path) -> None:
+    data = ("--data", DEMO / "calibration.npz")
+    assert run_cli("quantize", DIGITS, "-o", "q.onnx", *data, "--time", "0", "--allow-slower", "-q").code == 0
+    ran = run_cli("export", "q.onnx", "-o", "q.tflite", "--to", "tflite", "--python", python("tflite"), *data, "-q")
+    assert ran.code == 1
+    assert "does not compute what ONNX Runtime does" in ran.error
+    assert [p.name for p in workplace.iterdir()] == ["q.onnx"]
 
 
 def test_tflite_wants_an_environment_of_its_own(workplace: Path) -> None:

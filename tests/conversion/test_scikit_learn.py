@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pytest
 from conftest import run_cli, run_process
 from test_schema import check
 
@@ -52,6 +53,16 @@ def test_a_pickle_takes_a_word(estimators: Path, workplace: Path) -> None:
     assert ran.code == 2
     assert "--allow-pickle" in ran.error
     assert run_cli("convert", estimators / "linear.pkl", "-o", "m.onnx", "--allow-pickle", "-q").code == 0
+
+
+def test_from_an_address_to_an_address(estimators: Path, workplace: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe_file("/zoo/linear.skops", (estimators / "linear.skops").read_bytes())
+    ran = run_cli("convert", "memory://zoo/linear.skops", "-o", "memory://zoo/linear.onnx", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["input"]["path"], ran.json["source"]["kind"]) == ("memory://zoo/linear.skops", "skops")
+    assert len(fsspec.filesystem("memory").cat_file("/zoo/linear.onnx")) == ran.json["output"]["bytes"]
+    assert list(workplace.iterdir()) == []
 
 
 def test_hostile_pickles_run_nothing(workplace: Path) -> None:

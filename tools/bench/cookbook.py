@@ -40,12 +40,21 @@ class Road:
     shapes: tuple[str, ...] = ()
 
 
-def _static(layout: str) -> Step:
+def _static(layout: str, **options: Any) -> Step:
     def step(model: Any, folder: Path) -> Any:
         data, judge = folder / f"calib_{layout}.npz", folder / f"test_{layout}.npz"
-        return graphopt.quantize(model, data=data, eval_data=judge, allow_slower=True, **QUICK)
+        made = graphopt.quantize(model, data=data, eval_data=judge, allow_slower=True, **QUICK, **options)
+        made.report["metric"]["candidate"] = _accuracy(made, judge)
+        return made
 
     return step
+
+
+def _accuracy(made: Any, judge: Path) -> float:
+    """On all of the samples, whatever number of them judged."""
+    return float(
+        graphopt.compare(made.ir_model, made.ir_model, data=judge, metric="accuracy").report["metric"]["candidate"]
+    )
 
 
 def _dynamic(model: Any, folder: Path) -> Any:
@@ -59,7 +68,7 @@ def _int4(model: Any, folder: Path) -> Any:
 
 
 ROADS = (
-    Road("torch", "resnet.py:make", "resnet", "torch quantize_dynamic", "static int8", _static("rgb"),
+    Road("torch", "resnet.py:make", "resnet", "torch quantize_dynamic", "static int8", _static("rgb", samples=100),
          ("x:batch,3,32,32",)),
     Road("torch", "bert", "bert", "torch quantize_dynamic", "dynamic int8", _dynamic),
     Road("torch", "bert", "bert", "torch quantize_dynamic", "int4 weights", _int4),

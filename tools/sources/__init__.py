@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class Made:
     source: str
     options: Sequence[str] = ()
     layout: str = "nchw"
+    least: float = 0.75
+    """Accuracy that its training on 300 digits reaches here and on other machines."""
 
 
 SOURCES = (
@@ -30,7 +33,7 @@ SOURCES = (
     Made("torch", "net.ts", ("--allow-code", "--input-shape", "x:batch,1,8,8")),
     Made("torch", "vit"),
     Made("torch", "resnet.py:make", ("--input-shape", "x:batch,3,32,32"), layout="rgb"),
-    Made("torch", "bert", layout="tokens"),
+    Made("torch", "bert", layout="tokens", least=0.6),
     Made("sklearn", "linear.skops", layout="flat"),
     Made("sklearn", "mlp.skops", layout="flat"),
     Made("sklearn", "hist.skops", layout="flat"),
@@ -39,7 +42,7 @@ SOURCES = (
     Made("sklearn", "trees.cbm", layout="flat"),
     Made("tensorflow", "net.keras", layout="nhwc"),
     Made("tensorflow", "gelu.keras", layout="nhwc"),
-    Made("tensorflow", "mobilenet.keras", layout="rgb_nhwc"),
+    Made("tensorflow", "mobilenet.keras", layout="rgb_nhwc", least=0.45),
     Made("tensorflow", "saved", layout="nhwc"),
     Made("tensorflow", "net.tflite", layout="nhwc"),
     Made("tensorflow", "int8.tflite", layout="nhwc"),
@@ -78,11 +81,15 @@ def write_data(folder: Path) -> None:
 
 
 def make(environment: str, folder: Path) -> None:
-    """Train and save a framework's sources.
+    """Train and save a framework's sources, or take those that ``$GRAPHOPT_SOURCES`` keeps from an earlier time.
 
     Raises:
         RuntimeError: it could not.
     """
+    kept = Path(os.environ["GRAPHOPT_SOURCES"]) / environment if "GRAPHOPT_SOURCES" in os.environ else None
+    if kept is not None and kept.is_dir():
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        return
     python = interpreter(environment)
     script = HERE / f"{environment}_sources.py"
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": "-1"}
@@ -91,6 +98,8 @@ def make(environment: str, folder: Path) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"{script.name}: {done.stderr[-500:]}")
+    if kept is not None:
+        shutil.copytree(folder, kept)
 
 
 def feeds(images: np.ndarray, layout: str, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -63,14 +63,18 @@ def mobilenet(folder: Path) -> None:
     """Train and save MobileNetV2 of Keras' applications; theirs.json: what the TFLite converter's int8 makes of it."""
     train, calib, test = (np.load(folder / f"{name}_rgb_nhwc.npz") for name in ("train", "calib", "test"))
     model = tf.keras.applications.MobileNetV2(
-        (32, 32, 3), alpha=0.35, weights=None, classes=10, classifier_activation=None
+        input_tensor=tf.keras.Input((32, 32, 3), name="image"),
+        alpha=0.35,
+        weights=None,
+        classes=10,
+        classifier_activation=None,
     )
     for layer in model.layers:
         if isinstance(layer, tf.keras.layers.BatchNormalization):
             layer.momentum = 0.9  # of 0.999, which wants thousands of steps
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf.keras.optimizers.Adam(2e-3), loss)
-    model.fit(train["image"], train["label"], batch_size=50, epochs=40, verbose=0)
+    model.compile(tf.keras.optimizers.Adam(1e-3), loss)
+    model.fit(train["image"], train["label"], batch_size=20, epochs=32, verbose=0)
     model.save(folder / "mobilenet.keras")
 
     def samples() -> Iterator[list[Any]]:

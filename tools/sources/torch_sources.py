@@ -152,7 +152,7 @@ def bert(folder: Path, labels: Any) -> dict[str, float]:
     )  # fmt: skip
     model = transformers.BertForSequenceClassification(config)
     given = {k: torch.from_numpy(v) for k, v in np.load(folder / "train_tokens.npz").items() if k != "label"}
-    train(model, given, labels, lambda made: made.logits, rounds=40, rate=7e-4, rows=25)
+    train(model, given, labels, lambda made: made.logits, rounds=25, rate=1e-3, rows=25)
     model.save_pretrained(folder / "bert")
     test = dict(np.load(folder / "test_tokens.npz"))
     right = test.pop("label")

@@ -166,8 +166,9 @@ def _old_saved_model(job: Job) -> None:
     with tf.Graph().as_default() as graph, v1.Session() as session:
         signatures = v1.saved_model.load(session, ["serve"], str(job.source)).signature_def
         signature = signatures["serving_default" if "serving_default" in signatures else next(iter(signatures))]
-        inputs = {tensor.name: key for key, tensor in signature.inputs.items()}
-        outputs = {tensor.name: key for key, tensor in signature.outputs.items()}
+        # Protobuf's maps come in another order in each process; Keras sorts by name, too.
+        inputs = {tensor.name: key for key, tensor in sorted(signature.inputs.items())}
+        outputs = {tensor.name: key for key, tensor in sorted(signature.outputs.items())}
         operators = sorted({name.split(":")[0] for name in outputs})
         frozen = v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), operators)
         frozen = tf_loader.tf_optimize(list(inputs), list(outputs), frozen)
