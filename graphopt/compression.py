@@ -60,10 +60,9 @@ def compress(
     Args:
         model: anything :func:`graphopt.model.load` takes; never mutated.
         weights: ``fp16``, ``bf16``, ``int8`` (a scale per channel), ``int8-block``, ``int4``, ``uint4`` (a scale per
-            block), ``palette8`` or ``palette4`` (the 256 or 16 values that fit the weights best); ``fp16-compute``:
-            fp16, and computed in it wherever the ranges seen in ``data`` allow; ``keep`` with ``package``: as they
-            are; ``auto``: chosen for each weight, for ``size`` or within ``max_drop`` or ``min_sqnr``. Default
-            ``int8``, with ``size`` ``auto``.
+            block), ``palette8`` or ``palette4`` (the 256 or 16 values that fit best); ``fp16-compute``: fp16, and
+            computed in it where the ranges in ``data`` allow; ``keep`` with ``package``: as they are; ``auto`` (the
+            default with ``size``, else ``int8``): for each weight its own, for ``size``, ``max_drop`` or ``min_sqnr``.
         block: weights that share a scale, of the formats in blocks: 16, 32, 64, 128 or 256.
         rounding: ``nearest``, ``fitted``, ``data`` or ``auto``.
         exclude, include: names, globs, ``re:`` expressions or operator types of nodes whose weights stay, or do not.
