@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from graphopt import propagation
 from graphopt.model import graphs
 
 Shape = tuple[int, ...]
@@ -94,7 +95,7 @@ def shapes(proto: onnx.ModelProto, feeds: Mapping[str, Shape] | None = None) -> 
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
     try:
-        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+        inferred = propagation.inferred(fixed)
     except Exception:  # see above
         inferred = fixed
     for graph in graphs(inferred):

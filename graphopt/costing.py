@@ -16,7 +16,7 @@ from graphopt import budgets
 from graphopt.errors import OverBudget
 from graphopt.expansion import rounded
 from graphopt.external import shown
-from graphopt.propagation import Types, complete
+from graphopt.propagation import Types, complete, inferred
 from graphopt.residue import graphs
 
 if TYPE_CHECKING:
@@ -133,10 +133,9 @@ def _bare(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 
 def _types(bare: onnx.ModelProto) -> tuple[list[Types], bool]:
     """Types and shapes of each graph's values, and whether some are not known; ``bare`` becomes the inferred model."""
-    import onnx
 
     with contextlib.suppress(Exception):  # a hint, never a requirement
-        bare.CopyFrom(onnx.shape_inference.infer_shapes(bare, data_prop=True))
+        bare.CopyFrom(inferred(bare))
     found = list(graphs(bare))
     types: list[Types] = []
     for graph in found:

@@ -19,6 +19,7 @@ from graphopt.errors import InputError, RuntimeFailure
 from graphopt.external import shown
 from graphopt.graph import bodies, fresh, label, value_names
 from graphopt.model import clone, to_proto, weight_bytes
+from graphopt.propagation import inferred
 from graphopt.session import Session
 from graphopt.storage import INLINE_LIMIT
 from graphopt.surgery import edit
@@ -334,7 +335,6 @@ def _types(model: ir.Model, values: Sequence[ir.Value]) -> dict[str, tuple[Any, 
 
 def typed(model: ir.Model) -> ir.Model:
     """A copy with the types and shapes that onnx can infer; it stops at operators it does not know."""
-    import onnx
 
     twin, light = clone(model), clone(model)
     for name, value in list(light.graph.initializers.items()):
@@ -344,7 +344,7 @@ def typed(model: ir.Model) -> ir.Model:
             if value not in light.graph.inputs:
                 light.graph.inputs.append(value)
     try:
-        graph = onnx.shape_inference.infer_shapes(to_proto(light), data_prop=True).graph
+        graph = inferred(to_proto(light)).graph
     except Exception:  # a hint, and no more
         return twin
     # Not onnx_ir.passes.common.ShapeInferencePass: it makes tensors of sequences (1.1.0).

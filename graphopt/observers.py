@@ -244,6 +244,8 @@ def _cumulative(statistics: ValueStatistics) -> tuple[NDArray[np.float64], NDArr
         return np.zeros(0), np.zeros(0)
     counts = _signal(statistics)[_ORDER]
     used = np.flatnonzero(counts)
+    if not len(used):  # masks alone
+        return np.zeros(0), np.zeros(0)
     counts = counts[used]
     ends = np.sort(np.stack([_INNER[_ORDER][used], _OUTER[_ORDER][used]]), axis=0)
     above = np.cumsum(counts)

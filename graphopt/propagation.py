@@ -15,6 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.residue import graphs
+
 Array = npt.NDArray[Any]
 Types = dict[str, tuple[int, tuple[int, ...]]]
 """Value -> (element type, shape), of those that are known."""
@@ -25,9 +27,37 @@ _LARGEST = 128
 _STANDARD = ("", "ai.onnx")
 
 
-def complete(proto: onnx.ModelProto, graphs: Sequence[onnx.GraphProto], types: Sequence[Types]) -> None:
-    """Add to ``types``, one for each of ``graphs``, what follows for their values. Never raises: it is a hint."""
-    _Follower(proto, {id(graph): one for graph, one in zip(graphs, types, strict=True)}).walk(proto.graph, [], [])
+_LISTED = 2**20
+"""Elements of a list that onnx's data propagation may write out; a message for each."""
+
+_MAKE_LISTS = frozenset(
+    {"Reshape", "ConstantOfShape", "Expand", "Tile", "Pad", "Range", "OneHot", "Resize", "Upsample"}
+)
+
+
+def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """``onnx.shape_inference`` with data propagation; without, where a value of one axis is long: as long as its type
+    says, onnx (1.23) writes it out, and a file of a hundred bytes can say 2**62.
+
+    Raises:
+        Exception: whatever inference raises.
+    """
+    found = list(graphs(proto))
+    if any(_long(g) or any(n.op_type in _MAKE_LISTS for n in g.node) for g in found):
+        plain = onnx.shape_inference.infer_shapes(proto)
+        if any(_long(graph) for graph in graphs(plain)):
+            return plain
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def _long(graph: onnx.GraphProto) -> bool:
+    shapes = (v.type.tensor_type.shape.dim for v in (*graph.input, *graph.value_info, *graph.output))
+    return any(len(dims) == 1 and dims[0].dim_value > _LISTED for dims in shapes)
+
+
+def complete(proto: onnx.ModelProto, found: Sequence[onnx.GraphProto], types: Sequence[Types]) -> None:
+    """Add to ``types``, one for each graph of ``found``, what follows for its values. Never raises: it is a hint."""
+    _Follower(proto, {id(graph): one for graph, one in zip(found, types, strict=True)}).walk(proto.graph, [], [])
 
 
 class _Follower:

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from graphopt.model import graphs
-from graphopt.propagation import Types, complete
+from graphopt.propagation import Types, complete, inferred
 from graphopt.weights import BITS, kind_of, text
 
 Dims = tuple[int | str, ...]
@@ -163,6 +163,6 @@ def _inferred(proto: onnx.ModelProto, dims: Mapping[str, int] | None) -> onnx.Mo
             if output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
     try:
-        return onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+        return inferred(fixed)
     except Exception:  # see above
         return fixed

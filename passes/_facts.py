@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
+from graphopt import propagation
 from graphopt.graph import STANDARD_DOMAINS, attribute, is_op, nodes, opset
 from graphopt.model import clone
 from graphopt.passes._dims import OPEN, PREFIX, Data, Dim, Shape, product, quotient, sliced, symbol, unknown, weak
@@ -85,7 +86,7 @@ class Facts:
         data = Data(self._shape_in(known), version)
         for round_ in range(_ROUNDS):
             try:
-                inferred = onnx.shape_inference.infer_shapes(ir.to_proto(light), data_prop=True)
+                inferred = propagation.inferred(ir.to_proto(light))
                 known = dict(_pair(self._model.graph, inferred.graph, None if listed else round_))
             except Exception:  # inference is a hint, never a requirement
                 break

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphopt import propagation
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import RuntimeFailure
 from graphopt.graph import STANDARD_DOMAINS, bodies, constant, label, value_names
@@ -336,7 +337,7 @@ def _expected(piece: onnx.ModelProto) -> tuple[int | None, dict[str, int]]:
     """Bytes of all results (None: unknown) and their element types, inferred: three bytes of Expand can ask for
     gigabytes."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(piece, data_prop=True)
+        inferred = propagation.inferred(piece)
     except Exception:  # inference is a hint, never a requirement
         inferred = piece
     size: int | None = 0

@@ -123,7 +123,8 @@ def _best(nodes: list[ir.Node], seen: Seen) -> tuple[NDArray[np.float64], float,
 def _rounded_input(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """To 8 bits, in the range that the mse observer chooses."""
     seen = ValueStatistics(np.zeros(BIN_COUNT, np.int64))
-    seen.update(np.ascontiguousarray(x, np.float32))
+    with np.errstate(over="ignore"):  # what is infinite then counts as that
+        seen.update(np.ascontiguousarray(x, np.float32))
     seen.flush()
     low, high = observe(seen, "mse")
     step = (high - low) / 255 or 1.0

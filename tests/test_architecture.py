@@ -16,11 +16,11 @@ PASSES = sorted((ROOT / "passes").glob("*.py"))
 TOOLS = sorted(p for p in (ROOT / "tools").rglob("*.py") if ".cache" not in p.parts)
 
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors", "traversal", "pages"),
+    ("errors", "traversal", "residue", "pages"),
     ("sizes",),
     ("user_code", "external", "budgets", "propagation"),
     ("remote",),
-    ("structure", "residue", "opened", "inline"),
+    ("structure", "opened", "inline"),
     ("expansion", "schemas"),
     ("costing",),
     ("model",),

@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     total: Counter[str] = Counter()
     refusals: Counter[str] = Counter()
     failed, end = 0, time.monotonic() + options.seconds
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")  # they would stand on a user's screen
         tempfile.tempdir = folder  # reproducers
         without_onnxsim()
         for seed in range(options.seed, options.seed + options.graphs):

@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -149,6 +150,8 @@ def main() -> NoReturn:
     # A model is millions of objects that live long: looking through them all as often as Python does by default takes
     # half of the time on a graph of 100,000 nodes.
     gc.set_threshold(100_000, 20, 20)
+    # numpy tells of overflows and of infinity less infinity; what comes of them is seen in what the result computes.
+    warnings.simplefilter("ignore", RuntimeWarning)
     code = run(sys.argv[1:])
     gc.freeze()  # and once more on the way out, where nothing is left to be saved by it
     sys.exit(code)

@@ -111,6 +111,19 @@ for name, make in {
         inputs=[value("x", (1,))],
     ),
     "eye-like": bomb(node("ConstantOfShape", ["shape"], ["z"]), node("EyeLike", ["z"], ["big"]), weights=[HUGE]),
+    "list-that-comes-in": bomb(node("Add", ["x", "x"], ["big"]), inputs=[value("x", (2**40,))]),
+    "list-then-add": bomb(
+        node("ConstantOfShape", ["shape"], ["b"]), node("Add", ["b", "x"], ["big"]), weights=[ints("shape", 10**11)]
+    ),
+    "list-tiled-then-multiplied": bomb(
+        node("Tile", ["x", "times"], ["t"]), node("Mul", ["t", "t"], ["big"]), weights=[ints("times", 10**10)]
+    ),
+    "list-made-on-the-way-then-added": bomb(
+        node("Mul", ["side", "side"], ["area"]),
+        node("ConstantOfShape", ["area"], ["b"]),
+        node("Add", ["b", "x"], ["big"]),
+        weights=[ints("side", 300_000)],
+    ),
     "shape-made-on-the-way": bomb(
         node("Mul", ["side", "side"], ["area"]),
         node("ConstantOfShape", ["area"], ["big"]),

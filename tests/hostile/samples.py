@@ -15,7 +15,7 @@ import builders
 import numpy as np
 import onnx
 
-from hostile.corpus import OK, REFUSED, Group
+from hostile.corpus import ANY, OK, REFUSED, Group
 
 KINDS = Group("data")
 GOOD = np.linspace(-1, 1, 64, dtype=np.float32).reshape(16, 4)
@@ -93,6 +93,7 @@ for name, outcome, says, make in (
     ("dtype-records", REFUSED, "records", npz(x=np.zeros(4, [("a", "<f4")]))),
     ("dtype-dates", REFUSED, "'x'", npz(x=np.zeros((4, 4), "datetime64[s]"))),
     ("dtype-void", REFUSED, "'x'", npz(x=np.zeros((4, 4), "V4"))),
+    ("nearly-too-large", ANY, "", npz(x=np.sign(GOOD) * np.float32(3.3e38))),
     ("float64-too-large", REFUSED, "'x'", npz(x=GOOD.astype(np.float64) * 1e300)),
     ("rank-1", REFUSED, "'x'", npz(x=GOOD.reshape(-1))),
     ("rank-4", REFUSED, "'x'", npz(x=GOOD[:, None, None])),

@@ -14,6 +14,7 @@ import resource
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def main() -> None:
     simplify.in_child = _remembered(simplify.in_child)
     sys.modules["netron"] = _viewer()
     sys.argv[0] = "graphopt"
+    warnings.simplefilter("ignore", RuntimeWarning)  # as graphopt.cli.main does
     gc.collect()
     gc.freeze()  # what is imported stays: to look through it after every request takes longer than most of them
     print("ready", file=channel, flush=True)
