@@ -38,10 +38,10 @@ Split = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 def factors(matrix: Any, gram: Any) -> tuple[Any, Any, Any]:
     """(U S, rows V^T L^-1, energies S^2) of W[N, K] for H[K, K]."""
-    damped = gram + np.eye(len(gram)) * (_DAMP * np.trace(gram) / len(gram) + 1e-30)
-    lower = np.linalg.cholesky(damped)
-    u, s, vt = np.linalg.svd(matrix @ lower, full_matrices=False)
-    return u * s, np.linalg.solve(lower.T, vt.T).T, np.square(s)
+    energies, directions = np.linalg.eigh(gram)
+    root = np.sqrt(np.maximum(energies, _DAMP * np.trace(gram) / len(gram) + 1e-30))
+    u, s, vt = np.linalg.svd(matrix @ (directions * root), full_matrices=False)
+    return u * s, (vt / root) @ directions.T, np.square(s)
 
 
 def least_rank(energies: Any, level: float) -> int:
