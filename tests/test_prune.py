@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,19 @@ from architectures import ARCHITECTURES, feeds
 import graphopt
 from graphopt.base import Context, Gates
 from graphopt.cost import node_macs, shapes
+from graphopt.data import load_data
 from graphopt.errors import InputError, NothingDone
 from graphopt.judge import Verdict
+from graphopt.linear import form_of
+from graphopt.model import interface, load
+from graphopt.passes._amplification import amplifications
+from graphopt.passes._refit import segments
 from graphopt.passes._ridge import solve
-from graphopt.passes._saliency import Reader, _inverse
+from graphopt.passes._saliency import Reader, _inverse, _trusted
 from graphopt.registry import create
 from graphopt.search import pruning
 from graphopt.session import Session
+from graphopt.sweeps import attach
 from graphopt.timing import Timing
 
 Watch = Callable[[Path], AbstractContextManager[None]]
@@ -170,6 +177,10 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "size-text": (["--data", "random", "--size", "small"], "'small' is no size"),
     "no-data": (["--macs", "0.5"], "no labels needed"),
     "multiple": (["--macs", "0.5", "--multiple", "0"], "--multiple"),
+    "latency": (["--data", "random", "--latency", "2"], "give what is left of the time"),
+    "latency-unit": (["--data", "random", "--latency", "3h"], "--latency is '3h'"),
+    "latency-above": (["--data", "random", "--latency", "9s"], "here already; ask for less"),
+    "latency-untimed": (["--data", "random", "--latency", "0.7", "--time", "0"], "--latency has to time models"),
     "exclude": (["--data", "random", "--macs", "0.5", "--exclude", "no_such_node"], "matches no node"),
     "repair": (["--macs", "0.5", "--repair", "gradient"], "--repair"),
     "no-output": (["--macs", "0.5", "--data", "random"], "no output"),
@@ -191,6 +202,68 @@ def test_python_says_the_same() -> None:
         graphopt.prune(DIGITS, macs=0.5, data=DEMO / "calibration.npz", exclude="/stem/Conv")
     with pytest.raises(NothingDone, match="prune changed nothing"):
         graphopt.prune(MODELS / "opset11.onnx", data="random", macs=0.5, include=["Gemm"], time=0)
+
+
+def test_a_latency_is_measured() -> None:
+    options = {**SAMPLES, "time": 0.3, "threads": 1}
+    report = graphopt.prune(DIGITS, latency=0.7, importance="l2", repair="none", **options).report
+    metrics = report["ledger"][-1]["metrics"]
+    assert 0.1 < metrics["seconds_left"] < 0.9
+    assert report["latency_ratio"]["median"] < 0.8
+    assert any("of the profile's time left" in note and "as fast as asked" in note for note in report["notes"])
+
+
+def test_few_rows_do_not_make_inputs_free() -> None:
+    """Of fewer rows than inputs each input follows from the others: nothing would seem to be lost with it."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(40, 12)), rng.normal(size=(5, 40))
+    h = x @ x.T / 12
+    columns = {unit: np.array([unit]) for unit in range(40)}
+    plain, trusted = (Reader(weight, _inverse(g), columns, 1.0, np.diagonal(h)) for g in (h, _trusted(h, 12)))
+    wanted = np.square(weight).sum(0)  # independent inputs of variance 1: nothing makes up for one
+    losses = [reader.losses(np.arange(40)) / wanted for reader in (plain, trusted)]
+    assert losses[0].mean() < 0.05
+    assert losses[1].mean() > 0.3
+    assert np.allclose(_trusted(h, 4000), h, atol=1e-4)
+
+
+def test_what_an_error_of_a_layer_becomes() -> None:
+    """The last layer's is the output's; one that is cut down to a hundredth before the output counts for less."""
+    rng = np.random.default_rng(0)
+    names = ("first", "small", "last")
+    tensors = {name: rng.normal(size=(8, 8)).astype(np.float32) for name in names}
+    tensors["small"] *= 0.01
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "first"], ["a"], "one"),
+        onnx.helper.make_node("MatMul", ["x", "small"], ["b"], "two"),
+        onnx.helper.make_node("Add", ["a", "b"], ["sum"]),
+        onnx.helper.make_node("MatMul", ["sum", "last"], ["y"], "three"),
+    ]
+    shape = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 8]) for n in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "g", shape[:1], shape[1:], weights)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    model = load(proto)
+    context = Context(original=model, threads=1)
+    context.data = load_data(
+        [{"x": rng.normal(size=(16, 8)).astype(np.float32)} for _ in range(8)], interface(model)[0]
+    )
+    attach(context)
+    layers = [node for node in model.graph if node.op_type == "MatMul"]
+    assert context.layer_inputs is not None
+    seen = context.layer_inputs(model, [form for node in layers if (form := form_of(node)) is not None])
+    found = {node.name: value for node, value in amplifications(model, layers, seen, context).items()}
+    assert found["three"] == pytest.approx(1, abs=0.2)
+    assert found["two"] < 0.01 * found["one"]
+
+
+def test_segments_keep_what_lies_side_by_side_together() -> None:
+    layers: Any = [SimpleNamespace(depth=d) for d in (0, 1, 1, 2, 3, 4, 4, 4, 5, 6)]
+    parts = [[layer.depth for layer in part] for part in segments(layers, 4)]
+    assert [d for part in parts for d in part] == [layer.depth for layer in layers]
+    assert 3 <= len(parts) <= 4
+    assert all(sum(depth in part for part in parts) == 1 for depth in range(7))
+    assert segments(layers, 7) == [[o for o in layers if o.depth == d] for d in range(7)]
 
 
 def test_the_loss_of_a_unit_is_what_refitting_leaves() -> None:

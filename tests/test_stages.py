@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import DEMO, run_cli
+from test_schema import check
 
 import graphopt
 from graphopt.base import Repeat
@@ -38,6 +40,7 @@ def test_prune_then_quantize_each_inside_its_own_budget() -> None:
     plain = graphopt.optimize(DIGITS, time=0).model
     result = graphopt.optimize(plain, recipe=parse(RECIPE), **SAMPLES)
     report = result.report
+    check(json.loads(json.dumps(report)), "made")
     gates = {gate["gate"]: gate for gate in report["gates"]}
     assert list(gates) == ["max-drop of prune", "min-sqnr of quantize-static"]
     assert all(gate["passed"] for gate in gates.values())
