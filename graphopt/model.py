@@ -248,7 +248,7 @@ def clone(model: ir.Model) -> ir.Model:
         for value in (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)):
             if value.type is not None:
                 value.type = _copied(value.type)
-            if _ANNOTATION in value.meta:
+            if value.meta.get(_ANNOTATION) is not None:  # onnx-ir's None is an annotation that says nothing
                 value.meta[_ANNOTATION] = dict(value.meta[_ANNOTATION])
     twin.meta.update(model.meta)
     return twin

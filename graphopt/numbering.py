@@ -325,13 +325,16 @@ class View:
         for name, weight in self.weights.items():
             values[name] = self.side.weight(weight, level)
         values[""] = number("absent")
+        hidden = number("hidden")  # a name that the body gives to a value of its own after it has read the outer one
         made: list[int] = []
         for index, node in enumerate(self.nodes):
             reads: tuple[Any, ...]
             if level == LOOSE:  # a bias more or less does not make it another computation
-                reads = tuple((k, values[n]) for k, n in enumerate(node.input) if n and n not in self.weights)
+                reads = tuple(
+                    (k, values.get(n, hidden)) for k, n in enumerate(node.input) if n and n not in self.weights
+                )
             else:
-                reads = tuple(values[n] for n in stripped(node.input))
+                reads = tuple(values.get(n, hidden) for n in stripped(node.input))
             bodies = tuple((path, body.whole(level, values)) for path, body in self.bodies[index])
             up = number("up", self.signatures[index][level], reads, bodies)
             made.append(up)

@@ -67,6 +67,7 @@ for name, outcome, change in (
     ("value-info-of-nothing", OK, lambda p: p.graph.value_info.append(value("ghost"))),
     ("value-info-twice", OK, lambda p: p.graph.value_info.extend([value("y"), value("y")])),
     ("annotation-of-nothing", OK, lambda p: p.graph.quantization_annotation.add(tensor_name="ghost")),
+    ("annotation-that-says-nothing", OK, lambda p: p.graph.quantization_annotation.add(tensor_name="x")),
     ("training-info-empty", OK, lambda p: p.training_info.add()),
 ):
     KINDS.add(name, outcome, changed(change))
