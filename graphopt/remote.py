@@ -82,6 +82,9 @@ def local(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: a package is missing, or it cannot be read there.
     """
+    if is_remote(path):
+        with _told("read", str(path)):
+            _system(str(path))  # before a folder is made for it
     target = place(path)
     if is_remote(path):
         _bring(str(path), target)
@@ -166,7 +169,7 @@ def _system(text: str) -> tuple[Any, str]:
         except ImportError as error:
             lacking = re.findall(r"\b(?:pip install|[Ii]nstall) ([\w.-]+)", str(error)) or [scheme]
     raise InputError(
-        f"{shown(text)} is an address, which needs {' and '.join(lacking)}: {command('pip', 'install', *lacking)}"
+        f"{shown(text)} is an address, which needs {' and '.join(lacking)}; run: {command('pip', 'install', *lacking)}"
     )
 
 
