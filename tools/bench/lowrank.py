@@ -91,23 +91,21 @@ class Factored:
         inner = [tap for tap in dict.fromkeys(taps) if tap not in feed]
         self.inputs = {**feed, **Session(self.subject.model, taps=inner, threads=1).run(feed, inner)}
 
-    def splits(self, level: float) -> tuple[dict[str, Split], int, int]:
-        """Those that are faster, of how many that have fewer weights; and the weights saved."""
-        found, fewer, saved = {}, 0, 0
+    def splits(self, level: float) -> tuple[dict[str, Split], int]:
+        """Those that are faster, of how many that have fewer weights."""
+        found, fewer = {}, 0
         for node in self.proto.graph.node:
             if not node.output or node.output[0] not in self.layers:
                 continue
             weight, left, right, energies = self.layers[node.output[0]]
             rank = least_rank(energies, level)
-            less = weight.size - rank * (len(left) + right.shape[1])
-            if less <= 0:
+            if rank * (len(left) + right.shape[1]) >= weight.size:
                 continue
             fewer += 1
             made = split(node, weight, left[:, :rank], right[:rank])
             if self._ratio(node, made) < _FASTER:
                 found[node.output[0]] = made
-                saved += less
-        return found, fewer, saved
+        return found, fewer
 
     def _ratio(self, node: onnx.NodeProto, made: Split) -> float:
         """Two products' time over one's, on the layer's own input."""
@@ -155,16 +153,12 @@ def main() -> None:
         one = Factored(name)
         total = sum(int(np.prod(t.dims)) for t in one.proto.graph.initializer)
         for level in map(float, given.levels.split(",")):
-            found, fewer, saved = one.splits(level)
-            cells = [
-                name,
-                f"{level:g} dB",
-                f"{fewer} of {len(one.layers)}",
-                str(len(found)),
-                f"{1 - saved / total:.3f}x",
-            ]
+            found, fewer = one.splits(level)
+            made = one.model(found)
+            left = sum(int(np.prod(t.dims)) for t in made.graph.initializer)  # of a shared weight, all its halves
+            layers = f"{fewer} of {len(one.layers)}"
+            cells = [name, f"{level:g} dB", layers, str(len(found)), f"{left / total:.3f}x"]
             if found:
-                made = one.model(found)
                 sessions = {
                     "original": Session(one.proto, threads=1, timed=True),
                     "candidate": Session(made, threads=1, timed=True),
