@@ -150,7 +150,13 @@ class Prune(Pass):
         assert context.layer_inputs is not None
         context.progress(0, None, "weighing channels")
         seen = context.layer_inputs(model, layer_forms(channels))
-        return by_loss(channels, seen, amplifications(model, layers_read(channels), seen, context))
+        memo = next(iter(seen.values())).memo if seen else {}
+        key = ("prune", self.exclude, self.include)
+        if key not in memo:  # a search for how much goes asks again, for copies of the same model
+            found = by_loss(channels, seen, amplifications(model, layers_read(channels), seen, context))
+            memo[key] = [(path.order, path.loss) for path in found]
+        free = [group for group in channels.groups if group.free]
+        return [Path(group, order, loss) for group, (order, loss) in zip(free, memo[key], strict=True)]
 
 
 def _progress(context: Context) -> Callable[[int, int], None]:
