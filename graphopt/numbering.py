@@ -207,13 +207,8 @@ def tensors_of(attribute: onnx.AttributeProto) -> Iterator[Any]:
 def kind_inside(attribute: onnx.AttributeProto) -> onnx.AttributeProto.AttributeType:
     """The type of an attribute that only its content tells (IR version 1)."""
     kinds = onnx.AttributeProto
-    for name, kind in (
-        ("f", kinds.FLOAT),
-        ("i", kinds.INT),
-        ("s", kinds.STRING),
-        ("t", kinds.TENSOR),
-        ("g", kinds.GRAPH),
-    ):
+    single = {"f": kinds.FLOAT, "i": kinds.INT, "s": kinds.STRING, "t": kinds.TENSOR, "g": kinds.GRAPH}
+    for name, kind in single.items():
         if attribute.HasField(name):
             return kind
     for name, kind in (("floats", kinds.FLOATS), ("ints", kinds.INTS), ("tensors", kinds.TENSORS)):
