@@ -149,5 +149,5 @@ GUARDS = (
     saving("nothing left lying about", "temporary.unlink(missing_ok=True)", "pass"),
     saving("data of a failed save", "if data is not None and not existed:", "if False:"),
     saving("only our own data files are removed", "if ours.fullmatch(name)", "if True"),
-    saving("links stay links", "target = Path(os.path.realpath(path))", "target = Path(path).absolute()"),
+    saving("links stay links", "target = Path(os.path.realpath(place(path)))", "target = Path(place(path)).absolute()"),
 )
