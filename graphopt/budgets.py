@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from graphopt.sizes import parse_size
 
-_BASE = 512 * 2**20
+_BASE = 640 * 2**20
 _FACTOR = 32
 _NODES = 10_000
 _NODES_FACTOR = 32
