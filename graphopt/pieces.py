@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-PIECE = 1 << 27
+PIECE = 1 << 26
 """Bytes of weights that one piece reads, or one weight where that is larger."""
 
 Open = Callable[[bytes], Any]

@@ -86,7 +86,7 @@ def test_what_a_budget_chose_is_written_out(digits: Path, monkeypatch: pytest.Mo
     assert ran.code == 0, ran.err
     first = Path("q.onnx").read_bytes()
     assert "exclude" in Path("graphopt.lock").read_text()
-    monkeypatch.setattr("graphopt.pipeline.keep_to_budget", lambda *_: pytest.fail("nothing is searched again"))
+    monkeypatch.setattr("graphopt.stages.keep_to_budget", lambda *_: pytest.fail("nothing is searched again"))
     assert again() == first
 
 

@@ -103,7 +103,8 @@ def test_the_wheel_holds_everything_once_and_nothing_else(built: tuple[Path, Pat
     assert files["graphopt/passes/fold_constants.py"] == (ROOT / "passes" / "fold_constants.py").read_bytes()
     info = {name.split("/", 1)[1] for name in files if name not in ours}
     assert {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"} <= info
-    assert sum(len(data) for data in files.values()) < 3_000_000
+    # The demo's model is most of it; code may grow, data may not slip in.
+    assert sum(len(data) for name, data in files.items() if not name.endswith(".py")) < 1_200_000
 
 
 def test_the_metadata_says_what_the_project_says(built: tuple[Path, Path]) -> None:
