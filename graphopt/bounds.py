@@ -27,7 +27,7 @@ def input_bounds(model: ir.Model, inputs: Sequence[ValueSpec]) -> dict[str, tupl
     bounds: dict[str, tuple[float, float]] = {spec.name: (0, 1) for spec in inputs if is_mask(spec)}
     wanted = {spec.name for spec in inputs if spec.dtype is not None and spec.dtype.kind in "iu"}
     if any(node.op_type == "STFT" for graph in all_graphs(model) for node in graph):
-        bounds |= dict.fromkeys(wanted, (1, 9))
+        bounds |= dict.fromkeys(wanted - bounds.keys(), (1, 9))
     for node in nodes(model):
         if not is_op(node, "Gather", "GatherElements") or len(node.inputs) < 2:
             continue
@@ -43,5 +43,5 @@ def input_bounds(model: ir.Model, inputs: Sequence[ValueSpec]) -> dict[str, tupl
         size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
         if isinstance(size, int) and size > 0:
             low, high = bounds.get(index.name, (0, size - 1))
-            bounds[index.name] = (low, min(high, size - 1))
+            bounds[index.name] = (min(low, size - 1), min(high, size - 1))
     return bounds

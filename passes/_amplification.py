@@ -89,6 +89,7 @@ def distance(expected: Sequence[Outputs], found: Sequence[Outputs]) -> float:
         for name, array in before.items():
             if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.shape == after[name].shape:
                 wanted, got = array.astype(np.float64), after[name].astype(np.float64)
-                error[name] = error.get(name, 0.0) + float(np.nansum(np.square(wanted - got)))
+                with np.errstate(invalid="ignore"):  # infinity less infinity is no error
+                    error[name] = error.get(name, 0.0) + float(np.nansum(np.square(wanted - got)))
                 energy[name] = energy.get(name, 0.0) + float(np.nansum(np.square(wanted)))
     return sum(error[name] / (energy[name] or 1.0) for name in error)

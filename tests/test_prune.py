@@ -27,7 +27,7 @@ from graphopt.errors import InputError, NothingDone
 from graphopt.judge import Verdict
 from graphopt.linear import form_of
 from graphopt.model import interface, load
-from graphopt.passes._amplification import amplifications
+from graphopt.passes._amplification import amplifications, distance
 from graphopt.passes._refit import segments
 from graphopt.passes._ridge import solve
 from graphopt.passes._saliency import Reader, _inverse, _trusted
@@ -313,3 +313,8 @@ def test_what_cannot_be_reached_is_said() -> None:
     entry = report["ledger"][-1]
     assert entry["metrics"]["macs_left"] > 0.8
     assert any("are left, not 30 %" in skip["reason"] for skip in entry["skipped"])
+
+
+def test_outputs_that_are_infinite_are_no_error_and_no_warning() -> None:
+    whole = [{"y": np.array([np.inf, 1.0], np.float32)}]
+    assert distance(whole, whole) == 0.0

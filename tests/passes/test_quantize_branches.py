@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from support import apply, build, node, optimized, reasons, run, sqnr
 
+import graphopt
 from graphopt.model import graphs
 from graphopt.passes.quantize_static import QuantizeStatic
 
@@ -97,3 +98,11 @@ def test_values_of_one_name_in_both_branches_are_not_mixed_up() -> None:
     _, entry = apply(proto, QuantizeStatic(), data=samples(1, -1, 1, -1))
     assert not entry.changes
     assert all("values of the same names" in reasons(entry)[site] for site in ("n_t_c", "n_t_y", "n_e_c", "n_e_y"))
+
+
+def test_measured_placement_says_that_branches_are_not_measured_alone(tmp_path: Path) -> None:
+    feeds = samples(*[1, -1] * 8)
+    report = graphopt.quantize(
+        net(), data=feeds, placement="measured", allow_slower=True, time=0.05, threads=1, seed=0
+    ).report
+    assert any("stand in branches of an If" in note for note in report["notes"])
