@@ -344,6 +344,9 @@ def test_the_changed_graph_is_drawn(quantized: dict[str, Any]) -> None:
         assert f"{sign} " in part.text, "said in words, not by colour alone"
     assert all(region["operator"] in part.text for region in changed["regions"])
     assert 'href="#changed"' in page
+    assert "bodies of If" not in part.text
+    branching = {**quantized, "input": {**quantized["input"], "operators": {"If": 1}}}
+    assert "bodies of If" in section(render(branching, changed=changed), "changed").text
     assert page == render(quantized, changed=copy.deepcopy(changed))
     assert "Not drawn: too big." in Reader(render(quantized, changed={**changed, **NOTHING, "why": "too big"})).text
     assert 'id="changed"' not in render(quantized, changed={**changed, **NOTHING})

@@ -58,7 +58,9 @@ def render(report: Report, *, changed: Report | None = None) -> str:
     """
     # Whatever JSON cannot hold (numpy scalars, NaN) becomes what the JSON report has in its place.
     plain = json.loads(json.dumps(report, default=_basic), parse_constant=lambda _: None)
-    page = {**_EMPTY, **_page(plain), "changed": _regions(changed)}
+    models = [m for m in plain.get("models") or (plain.get("input"), plain.get("output")) if isinstance(m, dict)]
+    operators = {name for one in models for name in one.get("operators", ())}
+    page = {**_EMPTY, **_page(plain), "changed": _regions(changed, operators)}
     page["sections"] = list(_sections(page))
     return _template().render(page)
 
@@ -126,8 +128,8 @@ def _page(report: Report) -> Report:
     return differing(report) if report["verb"] == "diff" else _made(report)
 
 
-def _regions(changed: Report | None) -> Report | None:
-    """The drawn regions with their captions."""
+def _regions(changed: Report | None, operators: Iterable[str]) -> Report | None:
+    """The drawn regions with their captions; ``operators`` are those of both models."""
     if changed is None:
         return None
     counts = [f"{changed[what]} {what}" for what in ("added", "removed", "changed") if changed[what]]
@@ -144,6 +146,8 @@ def _regions(changed: Report | None) -> Report | None:
         label = "; ".join(f"{n['kind']} {n['operator']}" for n in region["nodes"] if n["kind"] != "same")
         found.append({**region, "heading": title, "caption": f"{names[0]}{also}{hidden}", "label": label})
     text = f"Nodes: {', '.join(counts)}. Places that look alike are drawn once, what there is most of first.{more}"
+    if {"If", "Loop", "Scan"}.intersection(operators):
+        text += " What stands in the bodies of If, Loop and Scan is neither counted nor drawn here."
     return {"text": text, "regions": found}
 
 

@@ -180,7 +180,8 @@ def grouped(skips: Iterable[dict[str, str]], limit: int | None) -> list[Text]:
         names = ", ".join(sites if limit is None else sites[:2])
         more = f" and {len(sites) - 2} more" if limit is not None and len(sites) > 2 else ""
         line = Text(f"  {reason}")
-        lines.append(line.append(f" ({names}{more})", style="dim"))
+        whole = names.startswith("(") and len(sites) == 1  # "(small)", "(graph)": no node's name
+        lines.append(line.append(f" {names}" if whole else f" ({names}{more})", style="dim"))
     if limit is not None and len(groups) > limit:
         lines.append(dim(f"  and {plural(len(groups) - limit, 'more reason')}; -v shows all"))
     return lines
