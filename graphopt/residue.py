@@ -36,7 +36,7 @@ def _under(stack: list[onnx.GraphProto], attributes: list[onnx.AttributeProto]) 
         if stack:
             graph = stack.pop()
             yield graph
-            attributes = [a for node in graph.node for a in node.attribute]
+            attributes = [a for node in graph.node if node.attribute for a in node.attribute]
 
 
 def _function_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

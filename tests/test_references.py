@@ -174,3 +174,21 @@ def test_memory_stays_far_below_the_weights(tmp_path: Path) -> None:
     assert peak < size, f"{peak / 1e6:.0f} MB for {size / 1e6:.0f} MB of weights"
     assert len(onnx.load(tmp_path / "small.onnx", load_external_data=False).graph.node) == 12
     shutil.rmtree(tmp_path)
+
+
+def test_many_initializers_come_in_the_order_in_which_the_runtime_takes_them(tmp_path: Path) -> None:
+    """The first used first, the others backwards; the model itself keeps its order, and the numbers are the same."""
+    count = references._MANY
+    shuffled = np.random.default_rng(0).permutation(count)
+    weights = [onnx.numpy_helper.from_array(np.float32([1 + i / count]), f"w{i}") for i in map(int, shuffled)]
+    nodes = [helper.make_node("Mul", [f"v{i}", f"w{i}"], [f"v{i + 1}"]) for i in range(count)]
+    ends = [helper.make_tensor_value_info(f"v{i}", TensorProto.FLOAT, [1]) for i in (0, count)]
+    graph = helper.make_graph(nodes, "many", ends[:1], ends[1:], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = load(proto)
+    order = [t.name for t in referring(model)[0].graph.initializer]
+    assert order == ["w0", *(f"w{i}" for i in range(count - 1, 0, -1))]
+    assert [t.name for t in to_proto(model).graph.initializer] == [f"w{i}" for i in shuffled]
+    fed = {"v0": np.float32([1e-30])}
+    ours, runtime = Session(model, optimize=False).run(fed), Session(proto, optimize=False).run(fed)
+    np.testing.assert_array_equal(ours[f"v{count}"], runtime[f"v{count}"])

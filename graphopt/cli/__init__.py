@@ -149,7 +149,7 @@ def main() -> NoReturn:
             stream.reconfigure(encoding="utf-8", errors="replace")
     # A model is millions of objects that live long: looking through them all as often as Python does by default takes
     # half of the time on a graph of 100,000 nodes.
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(1_000_000, 20, 20)
     # numpy tells of overflows and of infinity less infinity; what comes of them is seen in what the result computes.
     warnings.simplefilter("ignore", RuntimeWarning)
     code = run(sys.argv[1:])

@@ -7,13 +7,13 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.graph import nodes, opset
-from graphopt.model import is_external, to_proto, weight_bytes
+from graphopt.model import is_external, to_proto
 from graphopt.references import referred_bytes, referring
 from graphopt.remote import local, place
 from graphopt.session import runtime_version
@@ -65,7 +65,7 @@ def about(model: ir.Model, source: Any) -> dict[str, Any]:
     a data file count, so that models can be compared by size however they are stored.
     """
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) and str(source) != "-" else None
-    weights = weight_bytes(model)
+    by_type, weights = _bytes_by_type(model)
     size, digest = weights, None
     if path is not None and local(path).is_file():
         size, digest = place(path).stat().st_size + (weights if is_external(model) else 0), file_sha256(path)
@@ -81,7 +81,7 @@ def about(model: ir.Model, source: Any) -> dict[str, Any]:
         "bytes": size,
         "sha256": digest,
         "weight_bytes": weights,
-        "bytes_by_type": _bytes_by_type(model),
+        "bytes_by_type": by_type,
         "nodes": sum(1 for _ in nodes(model)),
         "opset": opset(model),
         "ir_version": model.ir_version,
@@ -95,22 +95,32 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _bytes_by_type(model: ir.Model) -> dict[str, int]:
-    """Bytes of the initializers and of tensors in attributes (Constant nodes) by element type, the most first.
+def _bytes_by_type(model: ir.Model) -> tuple[dict[str, int], int]:
+    """Bytes of the initializers and of tensors in attributes (Constant nodes) by element type, the most first; and of
+    the initializers alone.
 
     Types are called as ``inspect`` calls them.
     """
     import onnx_ir as ir
 
     found: dict[str, int] = {}
-    tensors = [value.const_value for graph in ir_graphs(model) for value in graph.initializers.values()]
+    stored = [value.const_value for graph in ir_graphs(model) for value in graph.initializers.values()]
     given = (attribute for node in nodes(model) for attribute in node.attributes.values() if not attribute.is_ref())
-    tensors += [attribute.as_tensor() for attribute in given if attribute.type == ir.AttributeType.TENSOR]
+    others = [attribute.as_tensor() for attribute in given if attribute.type == ir.AttributeType.TENSOR]
+    weights = _add(found, stored)
+    _add(found, others)
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))), weights
+
+
+def _add(found: dict[str, int], tensors: Iterable[ir.TensorProtocol | None]) -> int:
+    """Count the tensors' bytes into ``found`` by element type; returns their sum."""
+    total = 0
     for tensor in tensors:
         if tensor is not None:
-            name = tensor.dtype.name.lower()
-            found[name] = found.get(name, 0) + tensor.nbytes
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+            name, size = tensor.dtype.name.lower(), tensor.nbytes
+            found[name] = found.get(name, 0) + size
+            total += size
+    return total
 
 
 def _histogram(model: ir.Model) -> dict[str, int]:
