@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from graphopt.base import Context, Pipeline, flatten
 from graphopt.errors import InputError, NothingDone, command
-from graphopt.ledger import Guilt, LedgerEntry
+from graphopt.ledger import Guilt, LedgerEntry, forget_reproducers
 from graphopt.manager import PassManager
 from graphopt.model import ModelLike, to_proto
 from graphopt.pipeline import Options, make_context, merge_options, read_source
@@ -118,9 +117,7 @@ def bisect(
     report["data"] = report.pop("eval_data", None)
     context.progress(0, None, "running the passes")
     result = PassManager(pipeline, verify=merged.verify).run(loaded, context)
-    for entry in result.ledger:
-        if entry.reproducer is not None:  # what -o writes is smaller, and only that is told of
-            shutil.rmtree(entry.reproducer, ignore_errors=True)
+    forget_reproducers(result.ledger)  # what -o writes is smaller, and only that is told of
     report["notes"] += result.notes
     report["passes"] = len(result.ledger)
     found = [(i, e, e.guilt) for i, e in enumerate(result.ledger, 1) if e.guilt is not None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +69,25 @@ class LedgerEntry:
             "metrics": self.metrics,
             "reproducer": str(self.reproducer) if self.reproducer else None,
         }
+
+
+def forget_reproducers(entries: Iterable[LedgerEntry | Mapping[str, Any]]) -> None:
+    """Remove the reproducers of a run of which nobody will be told; entries may be those of its report."""
+    for entry in entries:
+        folder = entry.reproducer if isinstance(entry, LedgerEntry) else entry["reproducer"]
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def told_or_forgotten(entries: Sequence[LedgerEntry]) -> Iterator[None]:
+    """What fails here without a report that tells of the entries leaves no reproducers of theirs behind."""
+    try:
+        yield
+    except BaseException as error:
+        if getattr(error, "report", None) is None:
+            forget_reproducers(entries)
+        raise
 
 
 @dataclass

@@ -12,7 +12,7 @@ from graphopt.base import VERIFY as VERIFY
 from graphopt.base import Change, Context, Pass, PassResult, Pipeline, Repeat, Skip
 from graphopt.errors import ExitCode, GraphoptError, OverBudget, PreconditionError
 from graphopt.graph import nodes
-from graphopt.ledger import Guilt, LedgerEntry, RunResult
+from graphopt.ledger import Guilt, LedgerEntry, RunResult, told_or_forgotten
 from graphopt.model import clone, fingerprint, weight_bytes
 from graphopt.structure import check_model
 from graphopt.user_code import one_line
@@ -82,6 +82,11 @@ class PassManager:
             PreconditionError: a pass cannot work on this graph, where ``raise_preconditions`` asks for it.
         """
         run = _Run(model, context or Context(original=model), self.verify, self.raise_preconditions)
+        with told_or_forgotten(run.ledger):
+            self._all(run)
+        return RunResult(run.model, run.ledger, list(run.notes), run.exact, run.comparison)
+
+    def _all(self, run: _Run) -> None:
         for step in self.pipeline:
             if isinstance(step, Repeat):
                 for _ in range(step.times):
@@ -92,7 +97,6 @@ class PassManager:
             else:
                 run.apply(step)
         run.close()
-        return RunResult(run.model, run.ledger, list(run.notes), run.exact, run.comparison)
 
 
 class _Run:

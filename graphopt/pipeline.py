@@ -14,7 +14,7 @@ from graphopt.base import Context, Gates, Pass, Pipeline, Progress
 from graphopt.errors import DataError, InputError, ModelError
 from graphopt.gates import Metric, load_metric, parse_drop, parse_size
 from graphopt.judge import Verdict, judge
-from graphopt.ledger import RunResult
+from graphopt.ledger import RunResult, told_or_forgotten
 from graphopt.manager import VERIFY
 from graphopt.model import ModelLike, interface, load, to_proto
 from graphopt.opened import read_stdin
@@ -248,28 +248,29 @@ def make(
     context.progress(0, None, "running the passes")
     stages = Stages(pipeline, options.gates, metric, options.verify, must, options.search, options.time)
     result = stages.run(model, context)
-    report["ledger"] = [entry.as_dict() for entry in result.ledger]
-    something_done(result, pipeline, must, report)
-    kept = stages.keep(result, context)
-    report["sensitivity"] = damages(kept)
-    report["ledger"] = [entry.as_dict() for entry in result.ledger]
-    report["notes"] += narrowed(result, pipeline) + result.notes
-    if promise is not None and promise.wanted(None, None):
-        _place(promise, result, pipeline, model, context, options, metric, report)
-    verdict = _judged(promise, result, model, context, options, metric, report)
-    if promise is not None and promise.wanted(verdict, report["never_slower"]):
-        _place(promise, result, pipeline, model, context, options, metric, report)
-        if kept is not None:
-            kept.again(result.model)
+    with told_or_forgotten(result.ledger):
+        report["ledger"] = [entry.as_dict() for entry in result.ledger]
+        something_done(result, pipeline, must, report)
+        kept = stages.keep(result, context)
+        report["sensitivity"] = damages(kept)
+        report["ledger"] = [entry.as_dict() for entry in result.ledger]
+        report["notes"] += narrowed(result, pipeline) + result.notes
+        if promise is not None and promise.wanted(None, None):
+            _place(promise, result, pipeline, model, context, options, metric, report)
         verdict = _judged(promise, result, model, context, options, metric, report)
-    if kept is not None:
-        report["floor"] = kept.floor()
-        kept.warn(verdict.comparison, report["notes"])
-    verdict.gates += stages.own
-    report.update(verdict.as_dict())
-    merge_notes(report["notes"], verdict.notes + untold(report["never_slower"]))
-    report["reproducer"] = str(result.reproducer) if result.reproducer else None
-    hold(verdict, result, report, strict=options.strict)
+        if promise is not None and promise.wanted(verdict, report["never_slower"]):
+            _place(promise, result, pipeline, model, context, options, metric, report)
+            if kept is not None:
+                kept.again(result.model)
+            verdict = _judged(promise, result, model, context, options, metric, report)
+        if kept is not None:
+            report["floor"] = kept.floor()
+            kept.warn(verdict.comparison, report["notes"])
+        verdict.gates += stages.own
+        report.update(verdict.as_dict())
+        merge_notes(report["notes"], verdict.notes + untold(report["never_slower"]))
+        report["reproducer"] = str(result.reproducer) if result.reproducer else None
+        hold(verdict, result, report, strict=options.strict)
     return Result(result.model, report, model, result.as_ran(stages.pipeline), options)
 
 

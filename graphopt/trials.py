@@ -11,6 +11,7 @@ from graphopt.base import Context, Gates, Pass, Pipeline, Repeat
 from graphopt.errors import GraphoptError, InputError, NothingDone, RuntimeFailure
 from graphopt.graph import opset
 from graphopt.judge import judge, timed_feeds
+from graphopt.ledger import forget_reproducers
 from graphopt.manager import PassManager
 from graphopt.model import fingerprint
 from graphopt.passes.quantize_static import QuantizeStatic
@@ -97,6 +98,7 @@ class Trials:
         if not last:
             return model
         result = PassManager(last, verify="off").run(model, context)
+        forget_reproducers(result.ledger)
         entry = result.ledger[-1]
         if not entry.changes:
             reasons = list(dict.fromkeys(s.reason for s in entry.skipped)) or [entry.reason or "nothing to do"]
@@ -112,14 +114,15 @@ class Trials:
             if name in self._heads:
                 continue
             if count == 1:
-                model = PassManager(self._exact(config), verify=self.verify).run(self.original, self.context).model
+                result = PassManager(self._exact(config), verify=self.verify).run(self.original, self.context)
             else:
                 start, _ = self._heads["; ".join(names[: count - 1])]
                 # Its own sweeps: a pass that looks again at what it has changed must not be told of before.
-                model = PassManager([before[count - 2]], verify="off").run(start, self.context).model
+                result = PassManager([before[count - 2]], verify="off").run(start, self.context)
+            forget_reproducers(result.ledger)  # the candidate that is chosen is made again, and tells of its own
             own = replace(self.context)  # what is seen of each head is remembered beside the others
             attach(own)
-            self._heads[name] = model, own
+            self._heads[name] = result.model, own
         return self._heads["; ".join(names)]
 
     def measure(self, config: Config, original: Candidate) -> Candidate:

@@ -8,11 +8,13 @@ import math
 import re
 import statistics
 import time as clock
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GateFailed, GraphoptError, InputError, NothingDone
+from graphopt.ledger import forget_reproducers
 from graphopt.model import ModelLike, fingerprint
 from graphopt.outcome import blank, with_report
 from graphopt.pipeline import (
@@ -299,7 +301,8 @@ def _handed_over(search: Search, model: ir.Model, source: Any, options: Options,
     Raises:
         NothingDone, GateFailed: as :func:`tune`.
     """
-    notes, failed = list(report["notes"]), []
+    notes = list(report["notes"])
+    failed: list[GateFailed | NothingDone] = []
     for candidate in search.ranked()[:_FINALISTS]:
         search.chosen = candidate
         pipeline = search.trials.pipeline(candidate.config)[len(search.trials.begin) :]
@@ -310,6 +313,7 @@ def _handed_over(search: Search, model: ir.Model, source: Any, options: Options,
         except (GateFailed, NothingDone) as error:
             failed.append(error)
             continue
+        _forget(failed)
         for entry in result.report["ledger"]:
             entry["skipped"] = [_why(skip) for skip in entry["skipped"]]
         result.report["notes"][:0] = [*notes, _told(search, candidate)]
@@ -317,12 +321,19 @@ def _handed_over(search: Search, model: ir.Model, source: Any, options: Options,
         return result
     search.chosen = None
     if failed:
+        _forget(failed[1:])
         last = failed[0]
         if last.report is not None:
             last.report["tuning"] = search.as_dict()
         raise last
     report["tuning"] = search.as_dict()
     raise with_report(NothingDone(_nothing(search)), report)
+
+
+def _forget(failed: Sequence[GateFailed | NothingDone]) -> None:
+    """Nobody is told of the reproducers of these."""
+    for error in failed:
+        forget_reproducers((error.report or {}).get("ledger", ()))
 
 
 def _why(skip: dict[str, str]) -> dict[str, str]:

@@ -335,6 +335,26 @@ def test_the_reproducer_reproduces(kind: str) -> None:
     assert reproduced
 
 
+@dataclass(frozen=True)
+class Refuses(Pass):
+    """A pass that has no business here."""
+
+    name: ClassVar[str] = "refuses"
+    contract: ClassVar[Contract] = "approximate"
+
+    def run(self, model: ir.Model, context: Context) -> PassResult:
+        raise PreconditionError("refuses: not this model; give another")
+
+
+def test_a_run_that_fails_tells_of_no_reproducer_and_leaves_none(tmp_path: Path) -> None:
+    pipeline = [Wrong("swapped-sub"), Refuses()]
+    assert PassManager(pipeline).run(load(net())).reproducer is not None
+    assert len(list(tmp_path.glob("graphopt-repro-*"))) == 1
+    with pytest.raises(PreconditionError):
+        PassManager(pipeline, raise_preconditions=True).run(load(net()))
+    assert len(list(tmp_path.glob("graphopt-repro-*"))) == 1
+
+
 def test_a_pass_that_is_not_wrong_after_all_is_kept() -> None:
     original = load(net())
     result = PassManager([Wrong("wrong-winner")]).run(original)
