@@ -49,7 +49,7 @@ fixtures: $(TORCH_VENV)/.installed  ## make the committed fixtures and the demo 
 	$(TORCH_VENV)/bin/python tools/make_fixtures.py
 
 # Nothing needs these: tests on real frameworks (marker "framework") run where their environments are. 5 GB, some minutes.
-FRAMEWORKS = sklearn tensorflow jax paddle openvino tflite basicpitch
+FRAMEWORKS = sklearn tensorflow jax paddle openvino tflite basicpitch s3
 sklearn = onnx scikit-learn skl2onnx skops pandas xgboost-cpu lightgbm catboost onnxmltools packaging
 tensorflow = tensorflow-cpu tf2onnx onnx
 jax = jax jax2onnx onnx
@@ -57,6 +57,7 @@ paddle = paddlepaddle paddle2onnx==2.0.1 onnx
 openvino = openvino onnx
 tflite = onnx2tf
 basicpitch = --no-deps basic-pitch==0.4.0
+s3 = moto[server] s3fs --editable .
 
 frameworks: .frameworks/torch $(FRAMEWORKS:%=.frameworks/%/.installed)  ## an environment per framework in .frameworks/, for the tests of convert and export
 
