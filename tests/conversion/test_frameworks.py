@@ -9,14 +9,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import ROOT, python, run_cli
+from conftest import DEMO, ROOT, python, run_cli
 from sources import SOURCES, Made, feeds, make, write_data
 
 COOKBOOK = sorted((ROOT / "docs" / "cookbook").glob("*.md"))
@@ -162,16 +164,48 @@ def test_the_page_on_exporters(workplace: Path) -> None:
     exec(compile(block, "exporters.md", "exec"), {"model_onnx": onnx.load("model.onnx")})
 
 
+def with_graphopt(workplace: Path, *more: str) -> dict[str, str]:
+    """An environment in which ``graphopt`` is this one, given ``more`` behind whatever it is asked."""
+    folder = workplace / "bin"
+    folder.mkdir()
+    command = shlex.join([sys.executable, "-m", "graphopt"])
+    (folder / "graphopt").write_text(f'#!/bin/sh\nexec {command} "$@" {shlex.join(more)}\n')
+    (folder / "graphopt").chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_the_step_in_ci_writes_its_gates_and_a_summary(workplace: Path) -> None:
+    text = (ROOT / "docs" / "cookbook" / "exporters.md").read_text("utf-8")
+    (step,) = re.findall(r"^- run: \|\n((?:    .*\n)+)", text, re.M)
+    shutil.copy(DEMO / "digits.onnx", "model.onnx")
+    shutil.copy(DEMO / "calibration.npz", "calib.npz")
+    shutil.copy(DEMO / "evaluation.npz", "test.npz")
+    # Whether int8 is faster depends on who else uses this machine.
+    environment = {**with_graphopt(workplace, "--allow-slower", "--time", "0"), "GITHUB_STEP_SUMMARY": "summary.md"}
+
+    def run(script: str) -> int:
+        done = subprocess.run(
+            ["bash", "-e", "-c", script], env=environment, check=False, capture_output=True, text=True
+        )
+        return done.returncode
+
+    assert run(textwrap.dedent(step)) == 0
+    assert re.search(r"^\| accuracy ", Path("summary.md").read_text("utf-8"), re.M)
+    gates = ElementTree.parse("gates.xml").getroot()
+    assert {str(case.get("name")).split()[0] for case in gates.iter("testcase")} >= {"max-drop", "max-size"}
+    assert not list(gates.iter("failure"))
+    Path("int8.onnx").unlink()
+    assert run(textwrap.dedent(step).replace("--max-size 0.3", "--max-size 0.1")) == 1
+    assert list(ElementTree.parse("gates.xml").getroot().iter("failure"))
+    assert not Path("int8.onnx").exists()
+
+
 def test_the_hook_judges_every_model_it_is_given(workplace: Path) -> None:
     text = (ROOT / "docs" / "cookbook" / "exporters.md").read_text("utf-8")
     (entry,) = re.findall(r"^ *entry: (.*)$", text, re.M)
-    bin_folder = workplace / "bin"
-    bin_folder.mkdir()
-    (bin_folder / "graphopt").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m graphopt "$@"\n')
-    (bin_folder / "graphopt").chmod(0o755)
+    environment = with_graphopt(workplace)
     right, wrong = str(ROOT / "fixtures" / "models" / "shared.onnx"), "wrong.onnx"
     Path(wrong).write_bytes(b"no model")
-    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     for models, code in (([right], 0), ([wrong, right], 1), ([right, wrong], 1)):
         done = subprocess.run([*shlex.split(entry), *models], env=environment, check=False, capture_output=True)
         assert done.returncode == code, done.stderr.decode()
