@@ -14,6 +14,9 @@ from graphopt.traversal import nodes as nodes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "softmax_precision")
+"""Whole numbers that name an element type (Cast, the random ones, EyeLike, QuantizeLinear, windows, Attention)."""
+
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
 
@@ -65,6 +68,22 @@ def data_type(number: object) -> ir.DataType | None:
         return ir.DataType(number)  # type: ignore[arg-type]
     except ValueError:
         return None
+
+
+def tells_half(node: ir.Node) -> bool:
+    """Whether something about the node says float16: a value's type or its own attributes."""
+    values = (v for v in (*node.inputs, *node.outputs) if v is not None)
+    return any(v.dtype == ir.DataType.FLOAT16 for v in values) or any(says_half(a) for a in node.attributes.values())
+
+
+def says_half(attribute: ir.Attr) -> bool:
+    """Whether the attribute is a float16 tensor, or names that type."""
+    if attribute.is_ref():
+        return False
+    if attribute.type == ir.AttributeType.TENSOR:
+        return bool(attribute.as_tensor().dtype == ir.DataType.FLOAT16)
+    named = attribute.type == ir.AttributeType.INT and attribute.name in _TYPE_ATTRIBUTES
+    return named and attribute.as_int() == int(ir.DataType.FLOAT16)
 
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:

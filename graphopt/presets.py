@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from graphopt.base import Pass, Pipeline, Repeat, flatten
 from graphopt.errors import InputError
-from graphopt.graph import opset
+from graphopt.graph import nodes, opset, tells_half
 from graphopt.manager import PassManager
 from graphopt.registry import create
 from graphopt.target import get_target
@@ -49,8 +50,15 @@ def prepare(model: ir.Model, target: str, *, calibrated: bool = False, exclude: 
     wanted = get_target(target).opset
     upgrade = _upgrade(model, wanted) if 0 < opset(model) < wanted else []
     inlined = inline(model) if not upgrade else []  # layers in functions are layers all the same
+    wide = [create("compute-fp32", {})] if _tells_half(model) else []
     smooth = [create("smooth", {"exclude": list(exclude)} if exclude else {})] if calibrated else []
-    return [*upgrade, *inlined, *exact_passes(), *smooth]
+    return [*upgrade, *inlined, *wide, *exact_passes(), *smooth]
+
+
+def _tells_half(model: ir.Model) -> bool:
+    """Whether something is float16: what integers are decoded into is float32."""
+    inside = (node for function in model.functions.values() for node in function.all_nodes())
+    return any(tells_half(node) for node in chain(nodes(model), inside))
 
 
 def inline(model: ir.Model) -> list[Pass]:

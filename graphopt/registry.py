@@ -35,6 +35,7 @@ PASSES: dict[str, str] = {
     "remove-unused": "graphopt.passes.remove_unused:RemoveUnused",
     "deduplicate-weights": "graphopt.passes.deduplicate_weights:DeduplicateWeights",
     "simplify": "graphopt.passes.simplify:Simplify",
+    "compute-fp32": "graphopt.passes.compute_fp32:ComputeFp32",
     "smooth": "graphopt.passes.smooth:Smooth",
     "prune": "graphopt.passes.prune:Prune",
     "sparsify": "graphopt.passes.sparsify:Sparsify",

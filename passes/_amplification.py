@@ -7,6 +7,7 @@ hundredth, is how much the layer counts. (The same one-at-a-time measurement tha
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,6 @@ def amplifications(
     expected = [Session(model, threads=context.threads).run(feed) for feed in feeds]
     twin = clone(model)
     nodes = {node.outputs[0].name: node for node in twin.graph if node.outputs}
-    rng = np.random.default_rng(context.seed)
     found: dict[ir.Node, float] = {}
     chosen = [layer for layer in layers if (form := form_of(layer)) is not None and form in seen]
     for number, layer in enumerate(chosen):
@@ -58,6 +58,8 @@ def amplifications(
         assert form is not None
         assert value is not None
         assert stored is not None
+        # Drawn for what the layer is, not for where it stands: in another order of nodes it weighs the same.
+        rng = np.random.default_rng([context.seed, zlib.crc32(np.ascontiguousarray(stored))])
         noise = _noise(to_matrix(node, stored), seen[form].moments.second_moment, rng)
         if noise is None:
             continue

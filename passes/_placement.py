@@ -136,7 +136,8 @@ def _reason(
     if is_op(weight.producer(), "DequantizeLinear") or is_op(data.producer(), "DequantizeLinear"):
         return "it is quantized already"
     if stored.dtype != "float32":
-        return f"its weights are {stored.dtype}; only float32 layers are quantized: start from the float32 model"
+        more = "run compute-fp32 first" if stored.dtype == "float16" else "start from the float32 model"
+        return f"its weights are {stored.dtype}; only float32 layers are quantized: {more}"
     if not np.isfinite(stored).all():
         return "its weights hold NaN or infinity"
     if constant_array(data) is not None:

@@ -180,7 +180,7 @@ class _Choice:
         """Take the cheapest step until enough is gone; what would go too far waits until nothing else is left."""
         for number in range(len(self.paths)):
             self._push(number)
-        too_far: list[tuple[float, int]] = []
+        too_far: list[tuple[float, float, int]] = []
         while self.heap and not self._enough():
             cost, number = heapq.heappop(self.heap)
             now = self._price(number)
@@ -191,12 +191,12 @@ class _Choice:
                 continue
             beyond = self.share - self._left(self._next(number))
             if beyond > SLACK:
-                too_far.append((beyond, number))
+                too_far.append((round(beyond, 9), cost, number))  # as far as each other: the cheaper
                 continue
             self._take(number)
             self._push(number)
         if too_far and not self._enough():
-            self._take(min(too_far)[1])
+            self._take(min(too_far)[2])
 
     def _next(self, number: int) -> NDArray[np.int64]:
         """The units of the next step of a path; none at its end."""

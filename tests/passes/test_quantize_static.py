@@ -365,7 +365,7 @@ def test_what_stays_float_is_listed_with_the_reason() -> None:
     run(made, feeds[0], optimize=True)
 
 
-def test_half_precision_and_custom_models_say_why() -> None:
+def test_half_precision_by_itself_and_custom_models_say_why() -> None:
     with pytest.raises(NothingDone, match="float16"):
         graphopt.quantize(str(MODELS / "half.onnx"), data=str(DATA / "half.npz"), time=0)
     proto = build([node("Relu", ["x"], "y")], {"x": [1, 2]}, ["y"])
