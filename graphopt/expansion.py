@@ -5,7 +5,6 @@ Asked before shape inference or the runtime see the file, since neither would ge
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from graphopt import budgets
 from graphopt.errors import OverBudget
 from graphopt.external import shown
-from graphopt.propagation import Types, evaluate, small_array
 from graphopt.residue import graphs
 
 if TYPE_CHECKING:
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 
 _GROWN = 2**22
 """Elements that lists may grow to by being joined, beyond what was there: shape inference carries them in full."""
-_COUNTED = 2**24
-"""Numbers that a Range of integers may count to: a legal position table is far below, and 8 bytes each are held."""
-_FOLLOWED = 128
 _KEEPING = frozenset(
     {"Identity", "Cast", "Relu", "Neg", "Abs", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Flatten"}
 )
@@ -37,7 +32,7 @@ def check_readable(proto: onnx.ModelProto, where: str) -> None:
     Raises:
         OverBudget: its functions make too many nodes or call each other too deep, or joined lists grow without bound.
     """
-    problem = _functions_problem(proto) or _joined_problem(proto) or _counted_problem(proto)
+    problem = _functions_problem(proto) or _joined_problem(proto)
     if problem:
         raise OverBudget(f"{where} {problem}")
 
@@ -136,43 +131,6 @@ def _joined_problem(proto: onnx.ModelProto) -> str | None:
             elif node.op_type in _KEEPING and node.input:
                 sizes[node.output[0]] = sizes.get(node.input[0], 1)
     return None
-
-
-def _counted_problem(proto: onnx.ModelProto) -> str | None:
-    """A Range of integers, which onnx's shape inference (1.23) writes out number by number."""
-    held = [(g.node, _stated(g)) for g in graphs(proto)] + [(f.node, ({}, {})) for f in proto.functions]
-    if not any(node.op_type == "Range" for nodes, _ in held for node in nodes):
-        return None
-    known: dict[str, Any] = {}
-    for nodes, (data, types) in held:
-        known.update(data)
-        for node in nodes:
-            given = [known.get(name) for name in node.input]
-            with contextlib.suppress(Exception):  # a broken node is somebody else's to refuse
-                if node.op_type == "Range" and all(
-                    v is not None and v.size == 1 and v.dtype.kind in "iu" for v in given
-                ):
-                    start, end, step = (float(v.reshape(-1)[0]) for v in given if v is not None)
-                    count = math.ceil((end - start) / step)
-                    if count > _COUNTED:
-                        return (
-                            f"counts to {rounded(count)} in one Range ({shown(node.output[0])}); is it the right file?"
-                        )
-                elif node.domain in ("", "ai.onnx"):
-                    made = evaluate(node, known, types)
-                    known |= {node.output[0]: made} if made is not None and made.size <= _FOLLOWED else {}
-    return None
-
-
-def _stated(graph: onnx.GraphProto) -> tuple[dict[str, Any], Types]:
-    """Small weights, and the shapes that the file states in full."""
-    data = {t.name: array for t in graph.initializer if (array := small_array(t)) is not None}
-    types: Types = {t.name: (t.data_type, tuple(t.dims)) for t in graph.initializer}
-    for value in (*graph.input, *graph.value_info):
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
-            types[value.name] = (value.type.tensor_type.elem_type, tuple(dim.dim_value for dim in dims))
-    return data, types
 
 
 def rounded(number: int) -> str:

@@ -26,6 +26,7 @@ from graphopt.costing import estimate
 from graphopt.errors import OverBudget
 from graphopt.manager import PassManager
 from graphopt.model import clone, load
+from graphopt.propagation import inferred
 from graphopt.registry import create
 from graphopt.session import Session
 
@@ -188,3 +189,19 @@ def test_a_dim_that_no_input_can_have_is_no_internal_error(size: str, workplace:
     )
     assert ran.code in (0, 2), ran.err
     assert "Traceback" not in ran.err
+
+
+def test_a_long_list_is_not_written_out_by_shape_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnx propagates the numbers of an integer list, and takes its length from its type: 8 GB and 20 s for these."""
+    infer, propagated = onnx.shape_inference.infer_shapes, []
+
+    def recording(proto: onnx.ModelProto, *, data_prop: bool = False) -> onnx.ModelProto:
+        propagated.append(data_prop)
+        return infer(proto)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", recording)
+    given, result = value("x", (2**30,), TensorProto.INT64), value("y", None)
+    made = builders.model([node("Add", ["x", "x"], ["t"]), node("Cast", ["t"], ["y"], to=1)], [given], [result])
+    shapes = {v.name: v.type.tensor_type.shape.dim[0].dim_value for v in inferred(made).graph.value_info}
+    assert shapes["t"] == 2**30
+    assert propagated == [False]

@@ -388,6 +388,7 @@ def header(shape: str, descr: str = "'<f4'") -> bytes:
         header("(8, 1, 8, 8)", "[('a', '<f4')]"),
         header("__import__('os')"),
         b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b"{" * 64,
+        b"\x93NUMPY\x02\x00" + struct.pack("<I", 40_000_000) + b" " * 40_000_000,
         b"\x93NUMPY\x03\x00" + bytes(64),
         b"\x93NUMPY",
         b"",

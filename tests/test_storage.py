@@ -159,6 +159,18 @@ class TestDataFile:
         assert (tmp_path / "m.onnx.data").read_bytes() == before
         assert same(path, builders.mlp())
 
+    def test_foreign_data_stays_where_ours_goes(self, tmp_path: Path) -> None:
+        path, ours = save(load(builders.mlp()), tmp_path / "m.onnx", external=True)
+        foreign = tmp_path / "weights.bin"
+        foreign.write_bytes(ours.read_bytes())
+        mixed = onnx.load(path, load_external_data=False)
+        entries = [e for t in mixed.graph.initializer for e in t.external_data if e.key == "location"]
+        assert len(entries) > 1
+        entries[0].value = foreign.name
+        path.write_bytes(mixed.SerializeToString())
+        save(load(builders.mlp(seed=1)), path, external=False)
+        assert names(tmp_path) == {"m.onnx", "weights.bin"}
+
     def test_neighbours_of_one_stem_do_not_share(self, tmp_path: Path) -> None:
         first, second = tmp_path / "m.onnx", tmp_path / "m.opt"
         save(load(builders.mlp()), first, external=True)

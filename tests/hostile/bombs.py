@@ -159,6 +159,15 @@ KINDS.add(
         weights=[scalar("from", 0), scalar("many", 100_000), scalar("step", 1)],
     ),
 )
+KINDS.add(
+    "list-as-long-as-its-type-says",  # onnx's inference would write out every number of it
+    REFUSED,
+    bomb(
+        node("Add", ["x", "x"], ["twice"]),
+        node("Cast", ["twice"], ["big"], to=1),
+        inputs=[value("x", (2**33,), TensorProto.INT64)],
+    ),
+)
 KINDS.add("concat-doubling", REFUSED, doubling(40))
 KINDS.add("concat-doubling-a-little", OK, doubling(8))
 
