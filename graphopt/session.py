@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graphopt import watching
+from graphopt.aborts import fatal
 from graphopt.costing import NOTHING, Estimate, check_runnable
 from graphopt.errors import OverBudget, RuntimeFailure
 from graphopt.lifting import with_taps
@@ -67,6 +68,8 @@ class Loadable:
     lifted: Mapping[str, str] = field(default_factory=dict)
     pieces: onnx.ModelProto | None = None
     """The same again, where it is to be run in pieces."""
+    fatal: str | None = None
+    """Why the runtime's optimizations must not see it."""
 
 
 def loadable(
@@ -92,17 +95,19 @@ def loadable(
     lifted: dict[str, str] = {}
     if taps or not outputs:
         proto, lifted = with_taps(proto, taps, keep_outputs=outputs)
-    convolutions = any(node.op_type == "Conv" for node in proto.graph.node)
+    convolutions, deadly = any(node.op_type == "Conv" for node in proto.graph.node), fatal(proto.graph)
     try:
         if sum(len(t.raw_data) for t in proto.graph.initializer) < INLINE_LIMIT:
             pieces = proto if folder is not None and in_files(proto) > PIECE else None
-            return Loadable(bytes(proto.SerializeToString()), folder, convolutions, None, estimate, lifted, pieces)
+            return Loadable(
+                bytes(proto.SerializeToString()), folder, convolutions, None, estimate, lifted, pieces, deadly
+            )
         scratch = tempfile.TemporaryDirectory(prefix="graphopt-")
         path = Path(scratch.name) / "model.onnx"
         save(ir.from_proto(proto), path, external=True)
     except Exception as error:  # protobuf and onnx-ir raise whatever they met
         raise _not_loaded(error) from error
-    return Loadable(str(path), folder, convolutions, scratch, estimate, lifted)
+    return Loadable(str(path), folder, convolutions, scratch, estimate, lifted, fatal=deadly)
 
 
 def _not_loaded(error: Exception) -> RuntimeFailure:
@@ -147,6 +152,8 @@ class Session:
         options.enable_mem_pattern = timed or profile
         given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
         source, folder, self._scratch = given.source, given.folder, given.scratch
+        if optimize and given.fatal is not None:
+            raise RuntimeFailure(given.fatal)
         self._estimate, self._lifted = given.estimate, given.lifted
         if folder is not None:
             _read_in_place(options, folder, repack=timed)
@@ -315,6 +322,8 @@ def _write_fused(model: ir.Model, path: Path, form: str) -> Loadable:
     import onnxruntime as ort
 
     given = loadable(model)
+    if given.fatal is not None:
+        raise RuntimeFailure(given.fatal)
     options = _session_options(optimize=True, threads=1, sizes_first=False)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(path)

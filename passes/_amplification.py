@@ -59,7 +59,7 @@ def amplifications(
         assert value is not None
         assert stored is not None
         # Drawn for what the layer is, not for where it stands: in another order of nodes it weighs the same.
-        rng = np.random.default_rng([context.seed, zlib.crc32(np.ascontiguousarray(stored))])
+        rng = np.random.default_rng([context.seed, zlib.crc32(stored.tobytes())])
         noise = _noise(to_matrix(node, stored), seen[form].moments.second_moment, rng)
         if noise is None:
             continue

@@ -14,6 +14,7 @@ from graphopt.gates import parse_drop
 from graphopt.graph import constant_array, label, opset, value_names
 from graphopt.linear import form_of
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
+from graphopt.passes._captured import shield
 from graphopt.passes._coverage import Coverage
 from graphopt.passes._integer_weights import (
     IntegerWeight,
@@ -171,6 +172,7 @@ class QuantizeStatic(Pass):
             kinds[rounding.weight.kind] = kinds.get(rounding.weight.kind, 0) + 1
             refined += rounding.refined
         self._quantize_values(placement, ranges, writer, result)
+        shield(model)
         result.metrics["weight_kinds"] = kinds
         result.metrics["layers_rounded_for_output"] = refined
         result.metrics["light_operators"] = len(placement.light)

@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("spill",),
     ("graph", "storage", "references", "numbering", "common_inputs"),
-    ("watching", "lifting", "pieces", "bounds"),
+    ("watching", "lifting", "pieces", "bounds", "aborts"),
     ("cost", "align", "tensors", "surgery", "exporters", "session", "target", "linear"),
     ("isolation", "package", "data", "difference", "weights", "channels", "concrete_shapes"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),

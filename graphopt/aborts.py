@@ -1,0 +1,55 @@
+"""What ONNX Runtime does not refuse but dies of, and whoever loaded it with it: found before it is given the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from graphopt.external import shown
+
+if TYPE_CHECKING:
+    import onnx
+
+MOVES = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that the runtime moves a pair of QuantizeLinear and DequantizeLinear through (its QDQPropagation)."""
+
+
+def fatal(graph: onnx.GraphProto) -> str | None:
+    """Why loading ``graph`` with optimizations would end the process; None where nothing is known to.
+
+    In 1.32: a dequantized value that is moved and then read by a body from outside. The runtime writes a pair on every
+    edge behind the move, and an edge into a body has no position among its node's inputs. (Seen for each of
+    :data:`MOVES`, into If and Loop; with optimizations off, and through other operators, it loads.)
+    """
+    inner = [body for node in graph.node for body in _bodies(node)]
+    if not inner:
+        return None
+    moved: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" or (node.op_type in MOVES and node.input and node.input[0] in moved):
+            first = node.output[0] if node.op_type == "DequantizeLinear" else moved[node.input[0]]
+            moved |= dict.fromkeys(node.output, first)
+    reach = {name for name in moved if name not in set(moved.values())}
+    read = reach & {name for body in inner for name in _read(body)} if reach else set()
+    if read:
+        name = min(read)
+        return (
+            f"ONNX Runtime would end the process: '{shown(name)}' is dequantized ('{shown(moved[name])}'), moved, and "
+            "read by a body from outside"
+        )
+    return next((found for body in inner if (found := fatal(body)) is not None), None)
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [g for a in node.attribute for g in ((a.g,) if a.HasField("g") else a.graphs)]
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that ``graph`` and its bodies read and do not make."""
+    made = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    made |= {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        yield from (name for name in node.input if name not in made)
+        for body in _bodies(node):
+            yield from (name for name in _read(body) if name not in made)
+    yield from (v.name for v in graph.output if v.name not in made)
