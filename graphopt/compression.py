@@ -308,7 +308,7 @@ def _speed(report: dict[str, Any], *, smaller_in_memory: bool) -> list[str]:
         return []
     if speed["median"] < _FASTER and speed["high"] < 1:
         return [f"it runs faster here: {speed['median']:.2f} of the original's time"]
-    if speed["low"] > 1:
+    if speed["median"] > 1 / _FASTER and speed["low"] > 1:
         return [f"it runs slower here: {speed['median']:.2f} of the original's time; smaller is all it is"]
     too = " and what the weights take in memory" if smaller_in_memory else ""
     return [f"it takes the time that the original takes: it only shrinks the file{too}"]
