@@ -9,9 +9,28 @@ from graphopt.external import shown
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 MOVES = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that the runtime moves a pair of QuantizeLinear and DequantizeLinear through (its QDQPropagation)."""
+
+
+WAY_ROUND = "put a Mean of that one input behind the DequantizeLinear"
+"""The runtime sees through Identity; what copies otherwise holds the pair where it is."""
+
+
+def moved_into_bodies(node: ir.Node) -> list[tuple[ir.Node, int]]:
+    """The readers of what ``node`` makes, with the input each reads, that move it on to a body: :func:`fatal` behind a
+    DequantizeLinear."""
+    uses = [use for value in node.outputs for use in value.uses()]
+    return [(user, index) for user, index in uses if user.graph is node.graph and _hands_on(user)]
+
+
+def _hands_on(node: ir.Node) -> bool:
+    if node.op_type not in MOVES:
+        return False
+    readers = [user for value in node.outputs for user, _ in value.uses()]
+    return any(user.graph is not node.graph or _hands_on(user) for user in readers)
 
 
 def fatal(graph: onnx.GraphProto) -> str | None:
@@ -35,7 +54,7 @@ def fatal(graph: onnx.GraphProto) -> str | None:
         name = min(read)
         return (
             f"ONNX Runtime would end the process: '{shown(name)}' is dequantized ('{shown(moved[name])}'), moved, and "
-            "read by a body from outside"
+            f"read by a body from outside; {WAY_ROUND}"
         )
     return next((found for body in inner if (found := fatal(body)) is not None), None)
 

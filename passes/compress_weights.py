@@ -109,7 +109,7 @@ class CompressWeights(Pass):
         for weight, encoded in stored:
             result.changes.append(_change(weight, encoded))
             decoder.replace(weight, encoded)
-        shield(model)
+        result.changes += shield(model) if result.changes else []
         for spill in spills:
             spill.keep(model)
         result.metrics = _metrics(stored)

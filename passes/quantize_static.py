@@ -172,7 +172,7 @@ class QuantizeStatic(Pass):
             kinds[rounding.weight.kind] = kinds.get(rounding.weight.kind, 0) + 1
             refined += rounding.refined
         self._quantize_values(placement, ranges, writer, result)
-        shield(model)
+        result.changes += shield(model)
         result.metrics["weight_kinds"] = kinds
         result.metrics["layers_rounded_for_output"] = refined
         result.metrics["light_operators"] = len(placement.light)

@@ -119,3 +119,14 @@ def test_a_model_like_that_is_one_line(workplace: Path) -> None:
     assert ran.code == 2
     assert "would end the process" in ran.error
     assert run_cli("inspect", "m.onnx").code == 0
+    ran = run_cli("lint", "m.onnx")
+    assert ran.code == 1
+    assert "Transpose moves what it makes to a body, of which ONNX Runtime dies" in " ".join(ran.out.split())
+    assert run_cli("lint", "m.onnx", "--target", "openvino").code == 0
+
+
+def test_where_nothing_is_compressed_nothing_is_touched(workplace: Path) -> None:
+    onnx.save(dequantized(MADE["Transpose"]), "m.onnx")
+    ran = run_cli("compress", "m.onnx", "-o", "c.onnx", "--weights", "int8")
+    assert ran.code == 3, ran.out
+    assert not Path("c.onnx").exists()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.aborts import WAY_ROUND, moved_into_bodies
 from graphopt.graph import constant_array, static_shape
 from graphopt.linting.findings import Finding, Rule, error, warning
 from graphopt.qdq import Parameters, dequantizer, is_dq, is_q, is_stored, parameters, quantizers
@@ -149,6 +150,14 @@ def several(node: ir.Node, target: Target) -> Iterator[Finding]:
         yield warning("several-scales", node, problem, "one pair per value, read by everybody")
 
 
+def deadly(node: ir.Node, target: Target) -> Iterator[Finding]:
+    """ONNX Runtime lives through loading it."""
+    movers = moved_into_bodies(node) if is_dq(node) and target.name.startswith("ort") else []
+    if movers:
+        problem = f"{movers[0][0].op_type} moves what it makes to a body, of which ONNX Runtime dies while loading"
+        yield error("ends-the-process", node, problem, WAY_ROUND)
+
+
 def _key(found: Parameters | None) -> object:
     return None if found is None else (found.kind, found.scale.tobytes(), found.zero.tobytes())
 
@@ -166,4 +175,5 @@ RULES: tuple[Rule, ...] = (
     float_weight,
     twice,
     several,
+    deadly,
 )
