@@ -115,8 +115,8 @@ def _change(message: Any, field: Any, value: Any, every: list[Any], rng: Rng) ->
     elif field.message_type is None:
         try:
             setattr(message, field.name, _other(value, every, rng))
-        except (ValueError, TypeError):  # an enumeration, or a number too large for its field
-            setattr(message, field.name, 1 if isinstance(value, int) else value)
+        except (ValueError, TypeError):  # an enumeration, a number too large for its field, a text that is none
+            message.ClearField(field.name)
 
 
 def _copy(value: Any) -> Any:
