@@ -11,6 +11,7 @@ makes it again. Prints how many files were tried; exits 1 where there was a find
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -90,7 +91,8 @@ def restructured(content: bytes, rng: Rng) -> bytes | None:
         message = every[int(rng.integers(len(every)))]
         fields = message.ListFields()
         if fields:
-            _change(message, *fields[int(rng.integers(len(fields)))], every, rng)
+            with contextlib.suppress(UnicodeDecodeError):  # a text that is none is not put back either
+                _change(message, *fields[int(rng.integers(len(fields)))], every, rng)
     return bytes(proto.SerializeToString())
 
 
