@@ -43,16 +43,22 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
         Exception: whatever inference raises.
     """
     found = list(graphs(proto))
-    if any(_long(g) or any(n.op_type in _MAKE_LISTS for n in g.node) for g in found):
+    if any(_long(g) or any(_makes_lists(n) for n in g.node) for g in found):
         plain = onnx.shape_inference.infer_shapes(proto)
         if any(_long(graph) for graph in graphs(plain)):
             return plain
     return onnx.shape_inference.infer_shapes(proto, data_prop=True)
 
 
+def _makes_lists(node: onnx.NodeProto) -> bool:
+    """Whether it may make much of little: a sparse constant too is as long as it says."""
+    return node.op_type in _MAKE_LISTS or any(a.HasField("sparse_tensor") for a in node.attribute)
+
+
 def _long(graph: onnx.GraphProto) -> bool:
     shapes = (v.type.tensor_type.shape.dim for v in (*graph.input, *graph.value_info, *graph.output))
-    return any(len(dims) == 1 and dims[0].dim_value > _LISTED for dims in shapes)
+    sparse = any(len(t.dims) == 1 and t.dims[0] > _LISTED for t in graph.sparse_initializer)
+    return sparse or any(len(dims) == 1 and dims[0].dim_value > _LISTED for dims in shapes)
 
 
 def complete(proto: onnx.ModelProto, found: Sequence[onnx.GraphProto], types: Sequence[Types]) -> None:

@@ -128,6 +128,13 @@ def sparse_constant(dims: Any, indices: Any = (0, 1)) -> onnx.ModelProto:
     return proto
 
 
+def beside_a_free_dim(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Found by tools/fuzz_bytes.py: only then does shape inference write the dense form out, number by number."""
+    for dim in proto.graph.input[0].type.tensor_type.shape.dim:
+        dim.ClearField("dim_value")
+    return proto
+
+
 SPARSE: dict[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
     "sparse": (ANY, lambda: sparse([1], [1], [2])),
     "sparse-index-outside": (ANY, lambda: sparse([1], [2**40], [2])),
@@ -141,6 +148,8 @@ SPARSE: dict[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
     "sparse-without-dims": (ANY, lambda: sparse([1, 2], [0, 1], [])),
     "sparse-constant": (ANY, lambda: sparse_constant([2])),
     "sparse-constant-dense-2-40": (ANY, lambda: sparse_constant([2**40])),
+    "sparse-constant-dense-2-40-and-a-free-dim": (ANY, lambda: beside_a_free_dim(sparse_constant([2**40]))),
+    "sparse-dense-2-40-and-a-free-dim": (ANY, lambda: beside_a_free_dim(sparse([1, 2], [0, 2**39], [2**40]))),
 }
 for name, (outcome, build) in SPARSE.items():
     KINDS.add(name, outcome, lambda _f, _r, build=build: build())
