@@ -102,7 +102,7 @@ def test_verbs_that_make_a_model() -> None:
     check(graphopt.optimize(MODELS / "encoder.onnx", time=0).report, "made")
     check(graphopt.quantize(MODELS / "encoder.onnx", mode="dynamic", time=0).report, "made")
     with pytest.raises(graphopt.NothingDone) as caught:
-        graphopt.quantize(MODELS / "half.onnx", data=DATA / "half.npz", time=0)
+        graphopt.quantize(MODELS / "overridable.onnx", data=DATA / "overridable.npz", time=0)
     check(caught.value.report, "made")
 
 
