@@ -152,7 +152,10 @@ def main() -> NoReturn:
     gc.set_threshold(1_000_000, 20, 20)
     # numpy tells of overflows and of infinity less infinity; what comes of them is seen in what the result computes.
     warnings.simplefilter("ignore", RuntimeWarning)
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt as error:  # beside run's own watch: while it enters or leaves
+        code = _fail("interrupted; nothing was written", 130, error)
     gc.freeze()  # and once more on the way out, where nothing is left to be saved by it
     sys.exit(code)
 
