@@ -27,10 +27,17 @@ def moved_into_bodies(node: ir.Node) -> list[tuple[ir.Node, int]]:
 
 
 def _hands_on(node: ir.Node) -> bool:
-    if node.op_type not in MOVES:
-        return False
-    readers = [user for value in node.outputs for user, _ in value.uses()]
-    return any(user.graph is not node.graph or _hands_on(user) for user in readers)
+    seen, left = {node}, [node]
+    while left:  # no recursion, and each once: chains may be long, and branch
+        mover = left.pop()
+        if mover.op_type not in MOVES:
+            continue
+        readers = {user for value in mover.outputs for user, _ in value.uses()}
+        if any(user.graph is not node.graph for user in readers):
+            return True
+        left += readers - seen
+        seen |= readers
+    return False
 
 
 def fatal(graph: onnx.GraphProto) -> str | None:
@@ -48,7 +55,7 @@ def fatal(graph: onnx.GraphProto) -> str | None:
         if node.op_type == "DequantizeLinear" or (node.op_type in MOVES and node.input and node.input[0] in moved):
             first = node.output[0] if node.op_type == "DequantizeLinear" else moved[node.input[0]]
             moved |= dict.fromkeys(node.output, first)
-    reach = {name for name in moved if name not in set(moved.values())}
+    reach = moved.keys() - set(moved.values())
     read = reach & {name for body in inner for name in _read(body)} if reach else set()
     if read:
         name = min(read)

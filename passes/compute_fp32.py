@@ -55,9 +55,10 @@ class ComputeFp32(Pass):
         taken = value_names(model)
         tables = _tables(model)
         rows = list(dict.fromkeys(reader.outputs[0] for table in tables for reader, _ in table.uses()))
-        outside = {*model.graph.inputs, *tables, *rows}
+        arriving = _arriving(model)
+        outside = {*model.graph.inputs, *arriving, *tables, *rows}
         added = [_before(model, index, taken) for index in _leaving(model, outside)]
-        for value in (*_arriving(model), *rows):
+        for value in (*arriving, *rows):
             value.type = ir.TensorType(_HALF)
             added += _after(model, value, taken)
         outside |= {v for node in added for v in (*node.inputs, *node.outputs) if v is not None and v.dtype == _HALF}
@@ -84,7 +85,12 @@ def _tables(model: ir.Model) -> list[ir.Value]:
     """Weights of which rows are looked up: cast, the rows cost next to nothing, and the table is stored as before."""
     stored = (v for graph in ir_graphs(model) for v in graph.initializers.values())
     found = (v for v in stored if v.dtype == _HALF and not v.is_graph_input() and not v.is_graph_output() and v.uses())
-    return [v for v in found if all(index == 0 and is_op(node, "Gather") for node, index in v.uses())]
+    return [v for v in found if all(index == 0 and _looks_up(node, model.graph) for node, index in v.uses())]
+
+
+def _looks_up(node: ir.Node, main: ir.Graph) -> bool:
+    """Whether it is a Gather, and no body hands on what it makes: that has one type with what other branches make."""
+    return is_op(node, "Gather") and (node.graph is main or not node.outputs[0].is_graph_output())
 
 
 def _leaving(model: ir.Model, outside: set[ir.Value]) -> list[int]:

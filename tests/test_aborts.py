@@ -12,8 +12,9 @@ from conftest import run_cli
 from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
-from graphopt.aborts import MOVES, fatal
+from graphopt.aborts import MOVES, fatal, moved_into_bodies
 from graphopt.errors import RuntimeFailure
+from graphopt.model import load
 from graphopt.session import Session
 
 node = helper.make_node
@@ -73,6 +74,20 @@ def test_bodies_are_looked_into_and_what_they_make_themselves_is_theirs() -> Non
     for attribute in shadowed.node[-1].attribute:
         attribute.g.CopyFrom(own)
     assert fatal(shadowed) is None
+
+
+def test_long_chains_that_branch_are_walked_once() -> None:
+    chain = [node("Slice", [f"v{i}"] * 3, [f"v{i + 1}"]) for i in range(3000)]
+    weights = {"s": np.float32(0.1), "z": np.uint8(3)}
+    given = helper.make_tensor_value_info("x", TensorProto.UINT8, [2])
+    start = node("DequantizeLinear", ["x", "s", "z"], ["v0"])
+    harmless = chosen(start, *chain, node("Relu", ["v0"], ["v"]), weights=weights, given=given)
+    assert moved_into_bodies(next(iter(load(harmless).graph))) == []
+    assert fatal(harmless.graph) is None
+    chain[-1].output[0] = "v"
+    proto = chosen(start, *chain, weights=weights, given=given)
+    assert {user.op_type for user, _ in moved_into_bodies(next(iter(load(proto).graph)))} == {"Slice"}
+    assert "moved, and read by a body" in str(fatal(proto.graph))
 
 
 def net() -> onnx.ModelProto:

@@ -115,6 +115,30 @@ def test_a_table_keeps_its_bytes_and_its_rows_are_cast() -> None:
     assert sqnr(before["y"].astype("f"), after["y"].astype("f")) > 50
 
 
+def test_what_is_stored_and_returned_keeps_its_type_though_nobody_reads_it() -> None:
+    proto = build([node("Relu", ["x"], "y")], {"x": (2,)}, {"y": (2,), "k": (3,)}, {"k": half(3)}, dtype=HALF)
+    made, _ = apply(proto, ComputeFp32())
+    assert [v.type for v in made.graph.output] == [v.type for v in proto.graph.output]
+    feed = {"x": half(2)}
+    np.testing.assert_array_equal(run(made, feed)["k"], run(proto, feed)["k"])
+
+
+def test_rows_that_a_branch_returns_are_of_the_other_branch_s_type() -> None:
+    ends = [helper.make_tensor_value_info(f"{name}_end", HALF, None) for name in ("rows", "neg")]
+    table = numpy_helper.from_array(half(5, WIDTH), "table")
+    looked = helper.make_graph([node("Gather", ["table", "i"], "rows_end")], "rows", [], ends[:1], [table])
+    other = helper.make_graph([node("Neg", ["x"], "neg_end")], "neg", [], ends[1:])
+    nodes = [node("If", ["c"], "y", then_branch=looked, else_branch=other)]
+    weights = {"i": np.array([0, 4]), "c0": np.float32(0)}
+    proto = build(nodes, {"x": (2, WIDTH)}, {"y": (2, WIDTH)}, weights, dtype=HALF)
+    proto.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    made, _ = apply(proto, ComputeFp32())
+    onnx.checker.check_model(made, full_check=True)
+    for taken in (True, False):
+        feed = {"x": half(2, WIDTH, seed=1), "c": np.array(taken)}
+        np.testing.assert_array_equal(run(made, feed)["y"], run(proto, feed)["y"])
+
+
 def test_a_value_that_a_caller_may_override_stays_what_it_is() -> None:
     proto = build([node("MatMul", ["x", "w"], "y")], {"x": ("n", WIDTH)}, {"y": ("n", WIDTH)}, dtype=HALF)
     proto.graph.initializer.append(numpy_helper.from_array(half(WIDTH, WIDTH), "w"))
