@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.base import Gates, Pass, Repeat
 from graphopt.errors import InputError
 from graphopt.judge import judge
+from graphopt.ledger import told_or_forgotten
 from graphopt.manager import PassManager
 from graphopt.search.budget import Kept, keep_to_budget
 from graphopt.search.pruning import prune_to_budget, prune_to_latency
@@ -92,7 +93,8 @@ class Stages:
                 continue
             part, begin = steps[begin:number], number
             self._start, self._last = model, part
-            result = self._part(part, model, context)
+            with told_or_forgotten(before.ledger if before is not None else ()):
+                result = self._part(part, model, context)
             if budget is not None:
                 self._hold(result, part, model, context, budget)
                 done += result.as_ran(part)
