@@ -34,6 +34,9 @@ EXACT_PASSES = (
 )
 """Our own exact passes, in the order in which each leaves work for the next."""
 
+EVENING_PASSES = ("equalize", "smooth")
+"""Exact ones that make room in the integer range, by what they see of calibration data."""
+
 _ROUNDS = 4
 
 
@@ -46,13 +49,14 @@ def exact_passes() -> Pipeline:
 
 def prepare(model: ir.Model, target: str, *, calibrated: bool = False, exclude: Sequence[str] = ()) -> Pipeline:
     """What runs before quantization: an operator set the target can quantize in, and the exact passes; where there is
-    calibration data (``calibrated``), the exact one that looks at it too, but for the layers to ``exclude``."""
+    calibration data (``calibrated``), the exact ones that look at it too, but for the layers to ``exclude``."""
     wanted = get_target(target).opset
     upgrade = _upgrade(model, wanted) if 0 < opset(model) < wanted else []
     inlined = inline(model) if not upgrade else []  # layers in functions are layers all the same
     wide = [create("compute-fp32", {})] if _tells_half(model) else []
-    smooth = [create("smooth", {"exclude": list(exclude)} if exclude else {})] if calibrated else []
-    return [*upgrade, *inlined, *wide, *exact_passes(), *smooth]
+    options = {"exclude": list(exclude)} if exclude else {}
+    even = [create(name, options) for name in EVENING_PASSES] if calibrated else []
+    return [*upgrade, *inlined, *wide, *exact_passes(), *even]
 
 
 def _tells_half(model: ir.Model) -> bool:

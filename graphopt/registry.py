@@ -36,6 +36,7 @@ PASSES: dict[str, str] = {
     "deduplicate-weights": "graphopt.passes.deduplicate_weights:DeduplicateWeights",
     "simplify": "graphopt.passes.simplify:Simplify",
     "compute-fp32": "graphopt.passes.compute_fp32:ComputeFp32",
+    "equalize": "graphopt.passes.equalize:Equalize",
     "smooth": "graphopt.passes.smooth:Smooth",
     "prune": "graphopt.passes.prune:Prune",
     "sparsify": "graphopt.passes.sparsify:Sparsify",

@@ -87,7 +87,7 @@ def place(
         if reason is not None:
             placement.skipped.append(Skip(label(node), f"{node.op_type}: {reason}"))
             continue
-        placement.layers.append(Layer(node, _channel_axis(node), _depthwise(node), _adder(node)))
+        placement.layers.append(Layer(node, _channel_axis(node), _depthwise(node), adder_of(node)))
     _values(model, placement, target, exclude, within)
     return placement
 
@@ -186,7 +186,7 @@ def _channel_axis(node: ir.Node) -> int:
     return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 1
 
 
-def _adder(node: ir.Node) -> ir.Node | None:
+def adder_of(node: ir.Node) -> ir.Node | None:
     """See :class:`Layer`."""
     users = list(node.outputs[0].uses())
     if node.op_type != "MatMul" or len(users) != 1 or node.outputs[0].is_graph_output():

@@ -17,10 +17,9 @@ from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
 from graphopt.graph import attribute, constant_array, fresh, is_op, label, value_names
 from graphopt.linear import form_of, to_matrix
-from graphopt.observers import observe
+from graphopt.passes._evenness import rounded_input, rounded_weight
 from graphopt.passes._patterns import matches
 from graphopt.passes._weights import add_constant, drop_unread
-from graphopt.statistics import BIN_COUNT, ValueStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +99,7 @@ def _best(nodes: list[ir.Node], seen: Seen) -> tuple[NDArray[np.float64], float,
 
     def error(scale: NDArray[np.float64]) -> float:
         scaled = held / scale[:, None]
-        found = _rounded_weight(weight * scale) @ _rounded_input(scaled)
+        found = rounded_weight(weight * scale) @ rounded_input(scaled)
         return float(np.square(found - wanted).mean())
 
     plain = np.ones(len(inputs))
@@ -118,27 +117,6 @@ def _best(nodes: list[ir.Node], seen: Seen) -> tuple[NDArray[np.float64], float,
         if found < lowest:
             best, lowest = scale, found
     return best, before, lowest
-
-
-def _rounded_input(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """To 8 bits, in the range that the mse observer chooses."""
-    seen = ValueStatistics(np.zeros(BIN_COUNT, np.int64))
-    with np.errstate(over="ignore"):  # what is infinite then counts as that
-        seen.update(np.ascontiguousarray(x, np.float32))
-    seen.flush()
-    low, high = observe(seen, "mse")
-    step = (high - low) / 255 or 1.0
-    zero = np.rint(-low / step)
-    found: NDArray[np.float64] = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
-    return found
-
-
-def _rounded_weight(weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """To 8 bits per output, to nearest."""
-    step = np.abs(weight).max(axis=1, keepdims=True) / 127
-    step = np.where(step > 0, step, 1.0)
-    found: NDArray[np.float64] = np.rint(weight / step) * step
-    return found
 
 
 def _apply(model: ir.Model, value: ir.Value, nodes: list[ir.Node], scale: NDArray[np.float64], taken: set[str]) -> str:

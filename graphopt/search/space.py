@@ -14,6 +14,7 @@ from typing import Any
 from graphopt.base import Pass
 from graphopt.errors import InputError
 from graphopt.observers import OBSERVERS
+from graphopt.presets import EVENING_PASSES
 from graphopt.registry import available, create
 from graphopt.search.sensitivity import escaped
 
@@ -44,7 +45,8 @@ DIMENSIONS = (
     Dimension("float_layers", (0,), (STATIC,)),
     Dimension("compress", (NONE, "fp16", "int8", "int4"), (FLOAT,), of="compress-weights"),
 )
-"""In the order in which they are chosen. ``prune``: the share of multiply-accumulates that is left. ``mixture``: an
+"""In the order in which they are chosen. ``prune``: the share of multiply-accumulates that is left. ``smooth``: whether
+channels are evened out (:data:`~graphopt.presets.EVENING_PASSES`). ``mixture``: an
 index into :attr:`Space.mixtures`; ``float_layers``: how many of :attr:`Space.ranking` stay in float besides."""
 
 _OPTIONS = {"prune": "left", "compress-weights": "format"}
@@ -117,7 +119,7 @@ class Space:
         if config.get("prune", NONE) != NONE:
             found += [p for p in [_made("prune", config["prune"])] if p is not None]
         if config["arithmetic"] == STATIC and config.get("smooth", "off") == "on":
-            found.append(create("smooth", {}))
+            found += [create(name, {}) for name in EVENING_PASSES]
         return found
 
     def after(self, config: Config) -> list[Pass]:
