@@ -2,14 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_VENV ?= .venv-torch
-NNCF_VENV ?= .venv-nncf
 # A CPU build is enough; where the registry would bring CUDA, name another: make models TORCH="..."
 TORCH ?= torch==2.13.0
 # Test processes: each may take 2 GB.
 JOBS ?= 2
 BIN = $(VENV)/bin
 
-.PHONY: demo test hostile lint models fixtures frameworks test-frameworks bench-calibration bench-quantize clean
+.PHONY: demo test hostile lint models fixtures frameworks test-frameworks bench-calibration bench-quantize rivals clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'graphopt needs Python 3.11 or newer; name one: make PYTHON=python3.12')"
@@ -75,15 +74,23 @@ test-frameworks: $(VENV)/.installed frameworks  ## convert and export with every
 bench-calibration: $(VENV)/.installed  ## calibration cost against plain inference, on the fetched models
 	$(BIN)/python tools/bench/calibration.py
 
-bench-quantize: $(VENV)/.installed $(NNCF_VENV)/.installed  ## quantize beside the other quantizers, on the fetched models
-	$(BIN)/python tools/bench/quantize.py $$(test -x $(NNCF_VENV)/bin/python && echo --nncf-python $(NNCF_VENV)/bin/python)
+bench-quantize: $(VENV)/.installed rivals  ## quantize beside the other quantizers, on the fetched models: an hour
+	$(BIN)/python tools/bench/quantize.py
 
-# NNCF pins what it needs, so it gets an environment of its own; the bench runs without it where it does not install.
-$(NNCF_VENV)/.installed:
-	mkdir -p $(NNCF_VENV)
-	$(PYTHON) -m venv $(NNCF_VENV)
-	$(NNCF_VENV)/bin/python -m pip install -qq nncf onnx onnxruntime || { echo "NNCF does not install here; its columns are left out"; rm -rf $(NNCF_VENV)/bin; }
+# Each rival pins what it needs, so it gets an environment of its own; the bench leaves out those that do not install.
+RIVALS = nncf quark aimet modelopt onnxsim
+nncf = nncf onnx onnxruntime
+quark = torch==2.13.0 amd-quark onnxruntime
+aimet = torch==2.13.0 aimet-onnx onnxruntime
+modelopt = torch==2.13.0 nvidia-modelopt[onnx] onnxruntime
+onnxsim = onnxsim==0.8.1 onnx onnxruntime
+
+rivals: $(RIVALS:%=.rivals/%/.installed)  ## an environment per rival in .rivals/, for bench-quantize
+
+.rivals/%/.installed:
+	$(PYTHON) -m venv .rivals/$*
+	.rivals/$*/bin/python -m pip install -qq $(foreach package,$($*),"$(package)") || { echo "$* does not install here; it is left out"; rm -rf .rivals/$*/bin; }
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) $(NNCF_VENV) build dist demo-out *.egg-info
+	rm -rf $(VENV) $(TORCH_VENV) .rivals build dist demo-out *.egg-info

@@ -47,7 +47,7 @@ from graphopt.ranking import sensitivity
 from graphopt.recipe import Recipe, chosen
 from graphopt.registry import create
 from graphopt.report.document import about, versions
-from graphopt.running import run
+from graphopt.running import expected, run
 from graphopt.search.speed import Promise
 from graphopt.session import Session
 from graphopt.target import get_target
@@ -69,7 +69,12 @@ class CompareResult:
 
 
 def optimize(
-    model: ModelLike, *, recipe: str | Path | Recipe | None = None, passes: Sequence[Any] | None = None, **options: Any
+    model: ModelLike,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    passes: Sequence[Any] | None = None,
+    allow_slower: bool = False,
+    **options: Any,
 ) -> Result:
     """Run exact passes (or a recipe's) and compare with the original.
 
@@ -77,16 +82,20 @@ def optimize(
         model: anything :func:`graphopt.model.load` takes; never mutated.
         recipe: a TOML file or :class:`~graphopt.recipe.Recipe`; its settings give way to ``options``.
         passes: pass names, :class:`~graphopt.base.Pass` objects or foreign callables, instead of a recipe.
+        allow_slower: hand over what they quantize even where it is slower than ``model`` on this machine.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).
 
     Raises:
         InputError: bad model, data, recipe or option.
-        GateFailed: a gate was not met; ``error.report`` has everything measured.
+        NothingDone: a pass that quantizes, prunes, compresses or finetunes was asked for and changed nothing, or what
+            was quantized is slower than ``model`` here; ``error.report`` has everything measured.
+        GateFailed: a gate was not met; likewise.
     """
     given, pipeline = chosen(recipe, passes, exact_passes)
     merged = merge_options(options, given)
     merged.settings = {"recipe": recipe}
-    return make(model, pipeline, merged, verb="optimize")
+    must, promise = expected(pipeline, allow_slower or (given is not None and given.allow_slower))
+    return make(model, pipeline, merged, verb="optimize", must=must, promise=promise)
 
 
 def quantize(

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.linear import Form
-from graphopt.session import TAP_CHUNK_BYTES, Session, tap_chunks
+from graphopt.session import Session
 from graphopt.statistics import samples_in
+from graphopt.taps import TAP_CHUNK_BYTES, tap_chunks
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -20,7 +20,8 @@ from graphopt.extraction import by_onnx_ir, reads, typed
 from graphopt.gates import parse_size
 from graphopt.graph import constant, is_op, label, static_shape
 from graphopt.model import clone
-from graphopt.session import Session, tap_chunks
+from graphopt.session import Session
+from graphopt.taps import tap_chunks
 from graphopt.validation import RANDOM_OPS
 
 if TYPE_CHECKING:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graphopt.base import flatten
+from graphopt.base import Pass, Repeat, flatten
 from graphopt.errors import InputError
 from graphopt.locking import Lock, read_lock, run_locked
 from graphopt.pipeline import Result, make, merge_options
@@ -14,6 +15,15 @@ from graphopt.search.speed import Promise
 
 _MUST = ("prune", "sparsify", "compress-weights", "compute-fp16", "finetune")
 """What a recipe names them for: where they do nothing, nothing was done."""
+
+
+def expected(passes: Sequence[Pass | Repeat], allow_slower: bool) -> tuple[list[str], Promise | None]:
+    """What whoever lists these passes relies on: those that have to change something, and, where one of them quantizes,
+    that nothing slower is handed over."""
+    names = [step.name for step in flatten(passes)]
+    quantizing = [name for name in names if name.startswith("quantize-")]
+    must = [*quantizing[:1], *(name for name in _MUST if name in names)]
+    return must, Promise(allow_slower) if quantizing else None
 
 
 def run(
@@ -49,10 +59,7 @@ def run(
         raise InputError('the recipe names no model; add model = "path.onnx", or use graphopt optimize IN --recipe R')
     merged = merge_options(options, given)
     merged.settings = {"recipe": recipe}
-    names = [p.name for p in flatten(given.passes)]
-    quantizing = [name for name in names if name.startswith("quantize-")]
-    promise = Promise(allow_slower or given.allow_slower) if quantizing else None
-    must = [*quantizing[:1], *(name for name in _MUST if name in names)]
+    must, promise = expected(given.passes, allow_slower or given.allow_slower)
     result = make(given.model, given.passes, merged, verb="run", must=must, promise=promise)
     if given.output is not None:
         result.save(given.output)

@@ -14,12 +14,11 @@ from graphopt import watching
 from graphopt.aborts import fatal
 from graphopt.costing import NOTHING, Estimate, check_runnable
 from graphopt.errors import OverBudget, RuntimeFailure
-from graphopt.lifting import with_taps
+from graphopt.lifting import Handed, with_taps
 from graphopt.pieces import PIECE, Pieces, in_files
 from graphopt.references import referring
 from graphopt.residue import graphs
 from graphopt.storage import INLINE_LIMIT, save
-from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -42,9 +41,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _OPTIMIZED = "optimized.onnx"
 
-TAP_CHUNK_BYTES = 1 << 30
-"""Default cap on what the tapped values of one run may hold together."""
-
 
 def runtime_version() -> str:
     """ONNX Runtime's version."""
@@ -65,7 +61,7 @@ class Loadable:
     convolutions: bool
     scratch: tempfile.TemporaryDirectory[str] | None = None
     estimate: Estimate = NOTHING
-    lifted: Mapping[str, str] = field(default_factory=dict)
+    lifted: Mapping[str, Handed] = field(default_factory=dict)
     pieces: onnx.ModelProto | None = None
     """The same again, where it is to be run in pieces."""
     fatal: str | None = None
@@ -92,7 +88,7 @@ def loadable(
     estimate = check_runnable(model, proto) if isinstance(model, ir.Model) else NOTHING
     if sizes:
         proto.graph.node.extend(sizes)
-    lifted: dict[str, str] = {}
+    lifted: dict[str, Handed] = {}
     if taps or not outputs:
         proto, lifted = with_taps(proto, taps, keep_outputs=outputs)
     convolutions, deadly = any(node.op_type == "Conv" for node in proto.graph.node), fatal(proto.graph)
@@ -119,7 +115,8 @@ class Session:
 
     ``optimize`` False turns the runtime's own graph optimizations off (the reference); ``threads`` None leaves the
     choice to the runtime; ``taps`` are names of inner values returned beside the outputs (``outputs`` False: instead
-    of them), those in the branches of an If too (float32 only, and without elements where the branch was not taken).
+    of them), those in bodies too: of an If's branch (float32 only) without elements where it was not taken, of a Loop
+    or Scan with the turns stacked along the first axis.
     ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`. ``sizes``
     are Size nodes put into the graph and run as soon as they can, so that nothing is kept alive for them. ``profile``
     records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float.
@@ -178,7 +175,7 @@ class Session:
         except Exception as error:  # pybind raises a family of its own without a common base
             raise _not_loaded(error) from error
         self.input_names = [i.name for i in self._session.get_inputs()]
-        inner = {outer: name for name, outer in given.lifted.items()}
+        inner = {handed.name: name for name, handed in given.lifted.items()}
         self.output_names = [inner.get(o.name, o.name) for o in self._session.get_outputs()]
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> Outputs:
@@ -190,13 +187,14 @@ class Session:
         wanted = list(names) if names is not None else self.output_names
         try:
             given = {k: v for k, v in feeds.items() if k in self.input_names}
-            asked = [self._lifted.get(name, name) for name in wanted]
+            asked = [handed.name if (handed := self._lifted.get(name)) else name for name in wanted]
             values = watching.run(self._session, asked, given, self._estimate, _run_options)
         except OverBudget:
             raise
         except Exception as error:
             raise RuntimeFailure(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
-        return dict(zip(wanted, values, strict=True))
+        found = dict(zip(wanted, values, strict=True))
+        return found | {name: self._lifted[name].rows(found[name]) for name in wanted if name in self._lifted}
 
     def profiled(self) -> tuple[list[dict[str, Any]], onnx.GraphProto]:
         """What a session made with ``profile`` recorded (the runtime's events as it writes them), and the graph as
@@ -344,52 +342,3 @@ def one_line(error: BaseException) -> str:
         if mark in text:
             text = text.split(mark, 1)[1]
     return text[:300] or type(error).__name__
-
-
-def tap_chunks(
-    model: ir.Model, names: Sequence[str], feeds: Feeds, *, cap: int = TAP_CHUNK_BYTES, threads: int | None = None
-) -> list[list[str]]:
-    """Split ``names`` so that the values tapped in one run stay below ``cap`` bytes together.
-
-    Sizes are measured on one sample, which never holds more than the model itself needs; a value larger than the cap
-    gets a run of its own.
-
-    Raises:
-        RuntimeFailure: the model does not load or run.
-    """
-    sizes = _tap_bytes(model, names, feeds, threads)
-    chunks: list[list[str]] = []
-    total = 0
-    for name in names:
-        if not chunks or total + sizes[name] > cap:
-            chunks.append([])
-            total = 0
-        chunks[-1].append(name)
-        total += sizes[name]
-    return chunks
-
-
-def _tap_bytes(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int | None) -> dict[str, int]:
-    """Bytes of each value on one sample; 0 for what is no tensor. Measured by Size nodes, so no value leaves the
-    runtime (a chain of 300 values of 2 MB: 14 MB, against 640 MB in the default order of execution)."""
-    import onnx
-    import onnx_ir as ir
-
-    known = {v.name: v for g in ir_graphs(model) for v in g.inputs}
-    known |= {v.name: v for g in ir_graphs(model) for node in g for v in node.outputs}
-    sizes: dict[str, int] = {}
-    measured: dict[str, tuple[str, int]] = {}
-    nodes: list[onnx.NodeProto] = []
-    for name in names:
-        value = known.get(name)
-        sizes[name] = 0
-        if value is None or value.type is None or isinstance(value.type, ir.TensorType):
-            bits = value.dtype.bitwidth if value is not None and value.dtype not in (None, ir.DataType.STRING) else 32
-            measured[name] = (f"graphopt.size:{name}", bits)
-            nodes.append(onnx.helper.make_node("Size", [name], [measured[name][0]]))
-    if not measured:
-        return sizes
-    wanted = [size for size, _ in measured.values()]
-    session = Session(model, optimize=False, threads=threads, taps=wanted, outputs=False, sizes=nodes)
-    found = session.run(feeds, wanted)
-    return sizes | {name: int(found[size]) * bits // 8 for name, (size, bits) in measured.items()}

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.session import TAP_CHUNK_BYTES, Session, tap_chunks
+from graphopt.session import Session
+from graphopt.taps import TAP_CHUNK_BYTES, tap_chunks
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,8 +11,8 @@ from graphopt import data as data_module
 from graphopt.base import Context
 from graphopt.gram import Seen, collect_inputs, each_input, sample_inputs
 from graphopt.model import interface
-from graphopt.session import TAP_CHUNK_BYTES
 from graphopt.statistics import Statistics, channel_means, collect
+from graphopt.taps import TAP_CHUNK_BYTES
 from graphopt.traversal import ir_graphs
 
 if TYPE_CHECKING:

@@ -79,7 +79,8 @@ class Writer:
     def activation(self, value: ir.Value, parameters: Affine) -> ir.Value:
         """``value`` -> QuantizeLinear -> DequantizeLinear; returns what readers shall read instead."""
         producer = value.producer()
-        graph = _home(producer) if producer is not None else self.model.graph
+        graph = _home(producer) if producer is not None else value.graph
+        assert isinstance(graph, ir.Graph)
         base = _short(value.name or "value")
         scale, zero = self._pair(graph, base, parameters)
         quantize = ir.node("QuantizeLinear", [value, scale, zero])
@@ -93,7 +94,7 @@ class Writer:
         if producer is not None:
             graph.insert_after(producer, [quantize, dequantize])
         else:
-            graph.insert_before(self._first, [quantize, dequantize])
+            graph.insert_before(self._first if graph is self.model.graph else graph[0], [quantize, dequantize])
         return result
 
     def _pair(self, graph: ir.Graph, base: str, parameters: Affine) -> tuple[ir.Value, ir.Value]:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import constant_array, is_op, label, value_names
+from graphopt.graph import attribute, constant_array, is_op, label, value_names
 from graphopt.linear import Form, form_of, from_matrix, to_matrix
 from graphopt.passes._evenness import rounding_error
 from graphopt.passes._patterns import matches
@@ -126,6 +126,7 @@ def _own_weight(node: ir.Node) -> bool:
     weight = node.inputs[1]
     stored = constant_array(weight)
     alone = weight is not None and len(list(weight.uses())) == 1 and not weight.is_graph_output()
+    alone = alone and attribute(node, "alpha", 1.0) != 0  # what Gemm multiplies its product by
     return alone and stored is not None and stored.dtype == np.float32 and bool(np.isfinite(stored).all())
 
 

@@ -28,7 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("graph", "storage", "references", "numbering", "common_inputs"),
     ("watching", "lifting", "pieces", "bounds", "aborts"),
     ("cost", "align", "tensors", "surgery", "exporters", "session", "target", "linear"),
-    ("isolation", "package", "data", "difference", "weights", "channels", "concrete_shapes"),
+    ("isolation", "taps", "package", "data", "difference", "weights", "channels", "concrete_shapes"),
     ("statistics", "timing", "profiling", "validation", "gates", "autodiff", "model_diff", "values"),
     ("observers", "gram", "extraction", "divergence", "workload", "training"),
     ("base", "layerwise", "lifetimes", "scopes", "qdq"),

@@ -9,9 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.errors import RuntimeFailure
 from graphopt.lifting import lift
 from graphopt.model import load
-from graphopt.session import Session, tap_chunks
+from graphopt.session import Session
+from graphopt.taps import tap_chunks
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 
@@ -63,22 +65,42 @@ def test_a_name_that_two_branches_use_cannot_be_told_apart() -> None:
     assert lift(proto.graph, {"rest", "flat"}).keys() == {"flat"}
 
 
-def test_what_a_loop_makes_in_each_turn_stays_inside() -> None:
+def looping(*inner: onnx.NodeProto, axis: list[int | str]) -> onnx.ModelProto:
+    """``inner`` makes next of state, twice."""
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Exp", ["state"], ["next"])],
+        [helper.make_node("Identity", ["go"], ["on"]), *inner],
         "body",
         [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", BOOL, []),
-         helper.make_tensor_value_info("state", FLOAT, ["N"])],
-        [helper.make_tensor_value_info("on", BOOL, []), helper.make_tensor_value_info("next", FLOAT, ["N"])],
+         helper.make_tensor_value_info("state", FLOAT, axis)],
+        [helper.make_tensor_value_info("on", BOOL, []), helper.make_tensor_value_info("next", FLOAT, axis)],
     )  # fmt: skip
-    trips = numpy_helper.from_array(np.int64(2), "trips")
     graph = helper.make_graph(
         [helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)],
         "g",
-        [helper.make_tensor_value_info("x", FLOAT, ["N"])],
-        [helper.make_tensor_value_info("y", FLOAT, ["N"])],
-        [trips],
+        [helper.make_tensor_value_info("x", FLOAT, axis)],
+        [helper.make_tensor_value_info("y", FLOAT, axis)],
+        [numpy_helper.from_array(np.int64(2), "trips")],
     )
-    before = graph.SerializeToString()
-    assert lift(graph, {"next", "y"}) == {"y": "y"}
-    assert graph.SerializeToString() == before
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_loop_hands_out_what_it_made_in_all_turns() -> None:
+    proto = looping(helper.make_node("Exp", ["state"], ["next"]), axis=["N"])
+    got = Session(load(proto), taps=["next", "state"], threads=1).run({"x": X})
+    np.testing.assert_allclose(got["state"], [X, np.exp(X)], rtol=1e-6)
+    np.testing.assert_allclose(got["next"], [np.exp(X), np.exp(np.exp(X))], rtol=1e-6)
+    np.testing.assert_allclose(got["y"], got["next"][1])
+
+
+def test_turns_are_stacked_like_samples() -> None:
+    proto = looping(helper.make_node("Exp", ["state"], ["next"]), axis=[1, "N"])
+    got = Session(load(proto), taps=["next"], outputs=False, threads=1).run({"x": X[None]})
+    assert got["next"].shape == (2, 3)
+    assert tap_chunks(load(proto), ["next"], {"x": X[None]}, threads=1) == [["next"]]
+
+
+def test_what_differs_in_size_from_turn_to_turn_is_handed_out_by_nobody() -> None:
+    proto = looping(helper.make_node("Concat", ["state", "state"], ["next"], axis=0), axis=["N"])
+    with pytest.raises(RuntimeFailure):
+        Session(load(proto), taps=["next"], threads=1).run({"x": X})
+    assert tap_chunks(load(proto), ["next", "y"], {"x": X}, threads=1) == [["y"]]

@@ -17,7 +17,8 @@ from graphopt import references
 from graphopt.model import clone, load, to_proto
 from graphopt.references import referred_bytes, referring
 from graphopt.report.document import about
-from graphopt.session import Session, tap_chunks
+from graphopt.session import Session
+from graphopt.taps import tap_chunks
 
 WIDTH = 256
 

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt.errors import InputError, RuntimeFailure
 from graphopt.isolation import in_child
 from graphopt.model import load
-from graphopt.session import Session, one_line, tap_chunks
+from graphopt.session import Session, one_line
+from graphopt.taps import tap_chunks
 from graphopt.timing import time_models
 
 

@@ -92,6 +92,30 @@ def test_recipes_keep_the_promise_too(workplace: Path, untouched: Watch, monkeyp
         Path("int8.onnx").unlink()
 
 
+@pytest.mark.parametrize("given", [("--recipe", "r.toml"), ("--passes", "quantize-static", "--data", "d.npz")])
+def test_optimize_keeps_it_where_it_is_told_to_quantize(
+    given: tuple[str, ...], workplace: Path, untouched: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Promise, "search", lambda *_: None)
+    onnx.save(depthwise(), "m.onnx")
+    np.savez("d.npz", **images())
+    Path("r.toml").write_text('data = "d.npz"\n[[pass]]\nuse = "quantize-static"\n')
+    command = ["optimize", "m.onnx", "-o", "o.onnx", *given]
+    with untouched(workplace):
+        ran = run_cli(*command, "--time", "0.5")
+    assert ran.code == 3, ran.out
+    assert "nothing here is faster on this machine" in ran.error
+    assert run_cli(*command, "--time", "0.1", "--allow-slower").code == 0
+
+
+def test_optimize_says_so_where_what_it_was_told_to_do_was_not_done(workplace: Path, untouched: Watch) -> None:
+    onnx.save(depthwise(), "m.onnx")
+    with untouched(workplace):
+        ran = run_cli("optimize", "m.onnx", "-o", "o.onnx", "--passes", "fuse-batchnorm,quantize-dynamic")
+    assert ran.code == 3, ran.out
+    assert "quantize-dynamic" in ran.error
+
+
 def test_what_was_not_checked_is_said() -> None:
     report = graphopt.quantize(DEMO / "digits.onnx", **DIGITS, time=0).report
     assert report["never_slower"]["checked"] is False

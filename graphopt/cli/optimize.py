@@ -31,6 +31,9 @@ from graphopt.cli import _complete, _options
     help="Passes and settings from a recipe, instead of the exact defaults.",
 )
 @click.option("--passes", metavar="A,B", shell_complete=_complete.passes, help="Just these passes, in this order.")
+@click.option(
+    "--allow-slower", is_flag=True, help="Write what is quantized even where it is slower than IN here (else exit 3)."
+)
 @_options.data
 @_options.images
 @_options.gates

@@ -202,6 +202,12 @@ NOTICED = {
         ["y", "z"],
         {**FIRST, "v": DENSE},
     ),
+    "nothing of it": build(
+        [node("Gemm", ["x", "w"], "h"), node("Gemm", ["h", "v"], "y", alpha=0.0)],
+        {"x": (6, 8)},
+        ["y"],
+        {"w": uneven(8, CHANNELS, axis=1), "v": heard(CHANNELS, 5, axis=0)},
+    ),
     "not all of it": convs(
         node("Flatten", ["h"], "f"), last=node("Gemm", ["f", "v"], "y"), second=heard(CHANNELS * 49, 5, axis=0)
     ),
