@@ -215,7 +215,9 @@ def _look(
     sized = onnx.ModelProto()
     sized.CopyFrom(model)
     labels = {name: f"{name}//shape" for name in produced}
-    sized.graph.node.extend(helper.make_node("Shape", [n], [label]) for n, label in labels.items())
+    # ONNX Runtime has no Shape of 4-bit integers; they have that of what was rounded.
+    rounded = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    sized.graph.node.extend(helper.make_node("Shape", [rounded.get(n, n)], [label]) for n, label in labels.items())
     session = Session(sized, optimize=False, threads=1, taps=[*labels.values(), *wanted, *branches], outputs=False)
     values = session.run(feeds)
     shapes: dict[str, Shape] = {name: tuple(values[label].tolist()) for name, label in labels.items()}

@@ -174,7 +174,7 @@ def told(found: dict[str, Any]) -> str:
     by_name = {one["name"]: one for one in found["candidates"]}
     chosen, rules = by_name[found["chosen"]], by_name["rules"]
     if found["regions"] == 0:
-        return "placement: all layers stand in branches of an If or bodies of loops, which are timed with the whole model only"
+        return "placement: all layers stand in branches or bodies of loops, which are timed with the whole model only"
     if found["cheapest_in_float"] == found["regions"] and chosen is rules:
         return f"placement: measured here, each of {plural(found['regions'], 'region')} is cheaper in float"
     if chosen is rules:

@@ -105,4 +105,4 @@ def test_measured_placement_says_that_branches_are_not_measured_alone(tmp_path: 
     report = graphopt.quantize(
         net(), data=feeds, placement="measured", allow_slower=True, time=0.05, threads=1, seed=0
     ).report
-    assert any("stand in branches of an If" in note for note in report["notes"])
+    assert any("stand in branches or bodies" in note for note in report["notes"])

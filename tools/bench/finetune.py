@@ -3,9 +3,11 @@
     python tools/bench/finetune.py                                   # the demo's digits
     python tools/bench/finetune.py --models rapidocr-rec --bits 4 --steps 80 --batch 4
     python tools/bench/finetune.py --write student.onnx --bits 3     # only make the student
+    python tools/bench/finetune.py --macs 0.7 --models minilm        # pruned instead: to 0.7 of its MACs, in float
 
-Activations stay uint8. Scales of the narrow weights are those of least squared error, per channel or (``--per-tensor``)
-one for all. Training sees ``calibration.npz`` without labels, the metric is taken on ``evaluation.npz``.
+Activations stay uint8, or get ``--activations`` 4 bits. Scales of narrow weights and activations are those of least
+squared error, of weights per channel or (``--per-tensor``) one for all. Training sees ``calibration.npz`` without
+labels, the metric is taken on ``evaluation.npz``.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ sys.path.insert(0, str(ROOT / "tools"))
 from fetch_models import MODELS  # noqa: E402
 
 import graphopt  # noqa: E402
+from graphopt.data import feeds, load_data  # noqa: E402
 from graphopt.errors import GraphoptError, NothingDone  # noqa: E402
 from graphopt.graph import constant_array  # noqa: E402
+from graphopt.model import interface  # noqa: E402
 from graphopt.passes._shadows import set_constant  # noqa: E402
-from graphopt.qdq import is_dq, parameters  # noqa: E402
+from graphopt.qdq import is_dq, is_q, parameters  # noqa: E402
+from graphopt.session import Session  # noqa: E402
 
 
 def narrow(model: ir.Model, bits: int, *, per_tensor: bool = False) -> ir.Model:
@@ -61,6 +66,50 @@ def narrow(model: ir.Model, bits: int, *, per_tensor: bool = False) -> ir.Model:
         set_constant(node.inputs[0], np.rint(real / product).astype(np.int32))
         set_constant(node.inputs[1], product.reshape(form.scale.shape))
     return model
+
+
+def narrow_activations(model: ir.Model, samples: list[dict[str, Any]]) -> ir.Model:
+    """Hold the uint8 activations of a QDQ model to 16 levels, by a Clip in front: what ONNX Runtime makes
+    of uint4 ones does not load in it. The model is changed and returned."""
+    quantizers = [n for n in model.graph if is_q(n) and constant_array(n.inputs[0]) is None]
+    names = [n.inputs[0].name or "" for n in quantizers if n.inputs[0] is not None]
+    session = Session(model, taps=names, threads=1)
+    seen = [session.run(feed, names) for feed in samples]
+    for index, (node, name) in enumerate(zip(quantizers, names, strict=True)):
+        form = parameters(node)
+        assert form is not None
+        assert node.inputs[0] is not None
+        values = np.concatenate([run[name].reshape(-1) for run in seen])
+        scale, zero = _least_error_range(values, form.scale.item(), form.zero.item())
+
+        def put(what: str, array: Any, number: int = index) -> ir.Value:
+            value = ir.Value(name=f"narrow_{number}_{what}", const_value=ir.tensor(array))
+            model.graph.register_initializer(value)
+            return value
+
+        for pair in (node, *(use.node for use in node.outputs[0].uses())):
+            pair.replace_input_with(1, put(f"scale_{pair.op_type}", np.float32(scale)))
+            pair.replace_input_with(2, put(f"zero_{pair.op_type}", np.uint8(zero)))
+        bounds = [put("low", np.float32(-zero * scale)), put("high", np.float32((15 - zero) * scale))]
+        clip = ir.node("Clip", [node.inputs[0], *bounds], name=f"narrow_{index}")
+        clip.outputs[0].name = f"narrow_{index}_clipped"
+        model.graph.insert_before(node, [clip])
+        node.replace_input_with(0, clip.outputs[0])
+    return model
+
+
+def _least_error_range(values: Any, scale: float, zero: int) -> tuple[float, int]:
+    """Scale and zero point of 16 levels within the range of the 256 given."""
+    low, high = -zero * scale, (255 - zero) * scale
+    best, lowest = (1.0, 0), np.inf
+    for clip in np.linspace(1.0, 0.2, 33):
+        step = (high - low) * clip / 15
+        place = int(np.clip(np.rint(-low * clip / step), 0, 15))
+        rounded = (np.clip(np.rint(values / step) + place, 0, 15) - place) * step
+        error = float(np.square(rounded - values).mean())
+        if error < lowest:
+            best, lowest = (step, place), error
+    return best
 
 
 def _stored(node: ir.Node) -> Any:
@@ -114,15 +163,33 @@ def recovered(name: str, student: ir.Model, seed: int, training: dict[str, Any])
     }
 
 
-def table_row(name: str, bits: int, rows: list[dict[str, Any]]) -> str:
+def student_of(name: str, bits: int, options: argparse.Namespace) -> Any:
+    """What is trained: a float model pruned, or an int8 one with fewer bits."""
+    about = subject(name)
+    if options.macs:
+        return graphopt.prune(
+            about["model"], data=about["data"], macs=options.macs, time=0, threads=1, allow_slower=True
+        )
+    int8 = graphopt.quantize(about["model"], data=about["data"], time=0, threads=1)
+    result = graphopt.optimize(int8.model, passes=["remove-unused"], time=0, verify="off")
+    if bits < 8:
+        narrow(result.ir_model, bits, per_tensor=options.per_tensor)
+    if options.activations < 8:
+        inputs = interface(result.ir_model)[0]
+        samples = [feeds(sample, inputs) for sample in load_data(about["data"], inputs)]
+        narrow_activations(result.ir_model, samples[:64])
+    return result
+
+
+def table_row(name: str, what: str, rows: list[dict[str, Any]]) -> str:
     """Means over seeds."""
     done = [row for row in rows if row["after"] is not None]
     if not done:
-        return f"| {name} | W{bits}A8 | kept as it was: {rows[0]['error']} | | | |"
+        return f"| {name} | {what} | kept as it was: {rows[0]['error']} | | | |"
     mean = {key: float(np.mean([row[key] for row in done])) for key in ("before", "after", "seconds", "step_ms")}
     several = f" ({min(r['after'] for r in done):.4f} to {max(r['after'] for r in done):.4f})" if len(done) > 1 else ""
     return (
-        f"| {name} | W{bits}A8 | {mean['before']:.4f} | {mean['after']:.4f}{several} | "
+        f"| {name} | {what} | {mean['before']:.4f} | {mean['after']:.4f}{several} | "
         f"{mean['step_ms']:.0f} ms | {mean['seconds']:.0f} |"
     )
 
@@ -132,6 +199,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="digits")
     parser.add_argument("--bits", default="4,3,2")
+    parser.add_argument("--activations", type=int, default=8, choices=(4, 8))
+    parser.add_argument("--macs", type=float)
+    parser.add_argument("--train-scales", choices=("none", "weights", "all"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=16)
@@ -142,26 +212,27 @@ def main() -> int:
     options = parser.parse_args()
     training: dict[str, Any] = {"steps": options.steps, "batch": options.batch}
     training |= {"lr": options.lr} if options.lr else {}
+    training |= {"scales": options.train_scales} if options.train_scales else {}
     found = []
     if not options.json and not options.write:
         print("| model | student | before | after | step | seconds |\n| --- | --- | ---: | ---: | ---: | ---: |")
     for name in options.models.split(","):
-        about = subject(name)
-        try:
-            int8 = graphopt.quantize(about["model"], data=about["data"], time=0, threads=1)
-        except GraphoptError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            continue
         for bits in (int(b) for b in options.bits.split(",")):
-            result = graphopt.optimize(int8.model, passes=["remove-unused"], time=0, verify="off")
-            student = narrow(result.ir_model, bits, per_tensor=options.per_tensor) if bits < 8 else result.ir_model
+            what = f"{options.macs} of the MACs" if options.macs else f"W{bits}A{options.activations}"
+            try:
+                result = student_of(name, bits, options)
+            except GraphoptError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                continue
             if options.write:
                 result.save(options.write)
                 continue
-            rows = [recovered(name, student, seed, training) for seed in range(options.seeds)]
-            found += [{"model": name, "bits": bits, **row} for row in rows]
+            rows = [recovered(name, result.ir_model, seed, training) for seed in range(options.seeds)]
+            found += [{"model": name, "student": what, **row} for row in rows]
             if not options.json:
-                print(table_row(name, bits, rows), flush=True)
+                print(table_row(name, what, rows), flush=True)
+            if options.macs:
+                break
     if options.json:
         print(json.dumps({"schema_version": 1, "rows": found}, indent=2))
     return 0
