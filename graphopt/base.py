@@ -95,6 +95,9 @@ class Context:
     each form with its inputs, sample by sample in the order of the data; of the same rows whatever the weights are."""
     held_out: Callable[[ir.Model], Iterator[dict[str, NDArray[Any]]]] | None = None
     """Set by the pipeline: the calibration samples that ``layer_inputs`` and ``layer_rows`` hold back."""
+    fused_readers: Callable[[ir.Model], Mapping[str, int]] | None = None
+    """Set by the pipeline: how many nodes read each value once the runtime has fused what it fuses; empty where it does
+    not load the model."""
     collect: Callable[[ir.Model, Sequence[str], bool], Statistics] | None = None
     """Set by the manager: one statistics sweep, cached for the run."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,12 +309,25 @@ def fused_nodes(model: ir.Model) -> int:
     Raises:
         RuntimeFailure: the runtime cannot load it.
     """
+    return sum(len(graph.node) for graph in _fused(model))
+
+
+def fused_readers(model: ir.Model) -> Counter[str]:
+    """How many nodes read each value after those fusions.
+
+    Raises:
+        RuntimeFailure: the runtime cannot load it.
+    """
+    return Counter(name for graph in _fused(model) for node in graph.node for name in {*node.input} if name)
+
+
+def _fused(model: ir.Model) -> list[onnx.GraphProto]:
     import onnx
 
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
         path = Path(scratch) / _OPTIMIZED
         _write_fused(model, path, "ONNX")
-        return sum(len(graph.node) for graph in graphs(onnx.load(path, load_external_data=False)))
+        return list(graphs(onnx.load(path, load_external_data=False)))
 
 
 def _write_fused(model: ir.Model, path: Path, form: str) -> Loadable:

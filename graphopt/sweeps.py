@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import data as data_module
 from graphopt.base import Context
+from graphopt.errors import RuntimeFailure
 from graphopt.gram import Seen, collect_inputs, each_input, sample_inputs
 from graphopt.model import interface
+from graphopt.session import fused_readers
 from graphopt.statistics import Statistics, channel_means, collect
 from graphopt.taps import TAP_CHUNK_BYTES
 from graphopt.traversal import ir_graphs
@@ -95,6 +97,7 @@ def attach(context: Context) -> None:
     context.collect = seen.collect
     context.channel_means = seen.channel_means
     context.layer_inputs = seen.layer_inputs
+    context.fused_readers = seen.fused_readers
     context.held_out = held_out
     context.layer_rows = layer_rows
 
@@ -111,6 +114,7 @@ class _Remembered:
     _statistics: dict[bool, Statistics] = field(default_factory=dict)
     _means: dict[tuple[str, int], NDArray[np.float64]] = field(default_factory=dict)
     _inputs: dict[Form, Seen | None] = field(default_factory=dict)
+    _readers: Mapping[str, int] | None = None
 
     def _of(self, model: ir.Model) -> None:
         """Forget everything, unless it was seen of ``model``. A clone shares its tensors, and a copy held here keeps
@@ -118,7 +122,7 @@ class _Remembered:
         mine = (_Same(self.context.data), *_traits(model))
         if mine != self._model:
             self._model = mine
-            self._statistics, self._means, self._inputs = {}, {}, {}
+            self._statistics, self._means, self._inputs, self._readers = {}, {}, {}, None
 
     def collect(self, model: ir.Model, names: Sequence[str], histograms: bool) -> Statistics:
         """As :attr:`Context.collect`."""
@@ -137,6 +141,16 @@ class _Remembered:
         if missing:
             self._means |= {(name, missing[name]): mean for name, mean in self.means(model, missing).items()}
         return {name: self._means[name, axis] for name, axis in axes.items() if (name, axis) in self._means}
+
+    def fused_readers(self, model: ir.Model) -> Mapping[str, int]:
+        """As :attr:`Context.fused_readers`."""
+        self._of(model)
+        if self._readers is None:
+            try:
+                self._readers = fused_readers(model)
+            except RuntimeFailure:
+                self._readers = {}
+        return self._readers
 
     def layer_inputs(self, model: ir.Model, forms: Sequence[Form]) -> dict[Form, Seen]:
         """As :attr:`Context.layer_inputs`."""

@@ -34,6 +34,7 @@ class Target:
     activation: dict[str, Any] = field(default_factory=dict)
     bias: str = "int32"
     saturates: bool = False
+    duplicates: bool = False
     residual: str = "any"
     whole: bool = False
     unsupported: dict[str, str] = field(default_factory=dict)

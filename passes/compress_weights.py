@@ -15,7 +15,7 @@ from graphopt.gram import Seen
 from graphopt.graph import attribute, opset, static_shape, value_names
 from graphopt.linear import Form, form_of
 from graphopt.passes._block_rounding import fits, importance, rounded_for_outputs
-from graphopt.passes._captured import shield
+from graphopt.passes._copies import shield
 from graphopt.passes._decodable import undecodable
 from graphopt.passes._decode import Decoder
 from graphopt.passes._encode import Encoded, Encoder, Unfit

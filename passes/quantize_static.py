@@ -14,7 +14,7 @@ from graphopt.gates import parse_drop
 from graphopt.graph import constant_array, label, opset, value_names
 from graphopt.linear import form_of
 from graphopt.observers import OBSERVERS, observe, quantization_sqnr
-from graphopt.passes._captured import shield
+from graphopt.passes._copies import keep_fused, shield
 from graphopt.passes._coverage import Coverage
 from graphopt.passes._integer_weights import (
     IntegerWeight,
@@ -33,6 +33,8 @@ from graphopt.passes._weights import drop_unread
 from graphopt.target import Target, get_target, this_cpu
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -151,6 +153,8 @@ class QuantizeStatic(Pass):
     ) -> None:
         """The integer weights of all layers, then the pairs around activations."""
         target = get_target(context.target)
+        fused = self._fused_readers(model, target, context)
+        readers = {value: len({use.node for use in value.uses()}) for value in placement.integer}
         ranges: dict[ir.Value, Affine] = {}
         for value in dict.fromkeys(placement.quantized.values()):
             low, high = observe(statistics.values[value.name or ""], self.observer, percentile=self.percentile)
@@ -171,7 +175,9 @@ class QuantizeStatic(Pass):
             result.changes.append(self._quantize_layer(layer, data, rounding, writer, target))
             kinds[rounding.weight.kind] = kinds.get(rounding.weight.kind, 0) + 1
             refined += rounding.refined
-        self._quantize_values(placement, ranges, writer, result)
+        pairs, integer = self._quantize_values(placement, ranges, writer, result)
+        own = {value: pair for value, pair in pairs.items() if value in placement.integer}
+        result.changes += keep_fused(own, readers, fused, integer, writer.taken)
         result.changes += shield(model)
         result.metrics["weight_kinds"] = kinds
         result.metrics["layers_rounded_for_output"] = refined
@@ -259,16 +265,22 @@ class QuantizeStatic(Pass):
         narrow, enough = tried("s7")
         return narrow if enough else tried("u8")[0]
 
+    def _fused_readers(self, model: ir.Model, target: Target, context: Context) -> Mapping[str, int]:
+        """See :attr:`Context.fused_readers`; empty where it changes nothing for the target."""
+        return context.fused_readers(model) if target.duplicates and context.fused_readers is not None else {}
+
     def _quantize_values(
         self, placement: Placement, ranges: dict[ir.Value, Affine], writer: Writer, result: PassResult
-    ) -> None:
-        """The activation pairs, and who reads them."""
+    ) -> tuple[dict[ir.Value, ir.Value], set[ir.Node]]:
+        """The activation pairs, and who reads them: what stands for each value, and the nodes that read integers."""
+        pairs: dict[ir.Value, ir.Value] = {}
         integer_nodes = {layer.node for layer in placement.layers} | set(placement.light) | set(placement.residual)
         for value, source in placement.quantized.items():
-            pair = writer.activation(value, ranges[source])
+            pair = pairs[value] = writer.activation(value, ranges[source])
             redirect(value, pair, None if value in placement.integer else integer_nodes)
         for node in placement.light:
             result.changes.append(Change("quantize", label(node), f"{node.op_type}: integer between integer layers"))
+        return pairs, integer_nodes
 
 
 def _db(value: float) -> str:
