@@ -159,6 +159,8 @@ def compared(name: str, metric: str, tools: Sequence[str], options: Any) -> tupl
             target = kept / f"{row.tool}.onnx"
             found = made_by(row.tool, name, metric, feeds, target, options)
             row.failed = found.get("failed")
+            if row.failed is None and not has_integers(target):
+                row.failed = "it made a file in which nothing is in integers"
             if row.failed is None:
                 files[row.tool] = target
                 row.calibration, row.mb = found["seconds"] / plain, found["mb"]
@@ -167,6 +169,16 @@ def compared(name: str, metric: str, tools: Sequence[str], options: Any) -> tupl
                 row.size = target.stat().st_size / model.stat().st_size
         verdict = "" if options.make else judge(rows, files, folder / "evaluation.npz", metric, options)
     return rows, verdict
+
+
+def has_integers(path: Path) -> bool:
+    """Whether anything in the file is quantized."""
+    import onnx
+
+    from graphopt.model import graphs
+
+    found = {node.op_type for graph in graphs(onnx.load(path)) for node in graph.node}
+    return any(name in op_type for op_type in found for name in ("QuantizeLinear", "Integer", "QLinear"))
 
 
 def plain_seconds(model: Path, feeds: Path) -> float:
