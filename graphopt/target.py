@@ -29,6 +29,7 @@ class Target:
     reasons: dict[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     integer: tuple[str, ...] = ()
+    gated: tuple[str, ...] = ()
     here: bool = False
     weight: dict[str, Any] = field(default_factory=dict)
     activation: dict[str, Any] = field(default_factory=dict)

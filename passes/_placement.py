@@ -261,7 +261,7 @@ def _values(model: ir.Model, placement: Placement, target: Target, exclude: Sequ
 
 def _light(model: ir.Model, target: Target, within: Within) -> list[ir.Node]:
     """The operators that have an integer kernel of their own, where calibration sees them."""
-    found = [n for n in nodes(model) if is_op(n, *target.shared_scale, *target.bridging)]
+    found = [n for n in nodes(model) if is_op(n, *target.shared_scale, *target.bridging, *target.gated)]
     return [n for n in found if within.reason(n, _light_output(n, target)) is None]
 
 
@@ -317,12 +317,28 @@ def _light_reason(
     if not _fits(node):
         return "an operand of it is constant, or it has a form that the integer kernel does not take"
     inputs = _data_inputs(node)
+    if node.op_type in target.gated:  # rounding one number per channel costs no time
+        inputs = [v for v in inputs if not _gate(v)] if any(map(_gate, inputs)) else inputs
     rounded_anyway = read if node.op_type in target.bridging else set()
     if not any(v in available for v in inputs) or not all(v in available or v in rounded_anyway for v in inputs):
         return "not everything it reads comes from an integer kernel"
     if _light_output(node, target) not in wanted:
         return "nothing that runs in integers reads its result"
     return None
+
+
+def _gate(value: ir.Value) -> bool:
+    """A factor per channel between 0 and 1: out of a Sigmoid or HardSigmoid, all dims but the first two 1."""
+    if not is_op(value.producer(), "Sigmoid", "HardSigmoid"):
+        return False
+    if value.shape is not None:
+        return len(value.shape) > 2 and all(dim == 1 for dim in value.shape[2:])
+    node = value.producer()
+    for _ in range(8):  # dims are often not declared: then whether it is what a pool left
+        if node is None or is_op(node, "GlobalAveragePool", "ReduceMean"):
+            return node is not None
+        node = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    return False
 
 
 def _light_output(node: ir.Node, target: Target) -> ir.Value:
@@ -351,26 +367,15 @@ def _floating(node: ir.Node) -> bool:
     return True
 
 
-_INTEGER_OPS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "ConvInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "MatMulNBits",
-        "DynamicQuantizeMatMul",
-        "MatMulIntegerToFloat",
-        "QGemm",
-    }
-)
+_INTEGER_OPS = frozenset({
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv",
+    "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm",
+})  # fmt: skip
 
 
 def _fits(node: ir.Node) -> bool:
     """Whether the runtime's integer kernel computes just this node."""
-    if node.op_type in ("Add", "Concat"):
+    if node.op_type in ("Add", "Concat", "Mul"):
         return all(v is not None and constant_array(v) is None for v in node.inputs)
     if node.op_type == "AveragePool":
         # The integer kernel knows no dilations, and counts what ceil_mode adds beyond the padding.
@@ -382,5 +387,5 @@ def _fits(node: ir.Node) -> bool:
 
 
 def _data_inputs(node: ir.Node) -> list[ir.Value]:
-    many = node.op_type in ("Add", "Concat")
+    many = node.op_type in ("Add", "Concat", "Mul")
     return [v for v in (node.inputs if many else node.inputs[:1]) if v is not None]
