@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("auto", "s8", "s7", "u8")
 
+_ENOUGH = 10.0
+"""Seven bits will do while rounding the weights costs a layer at most this many times what rounding its input costs.
+The kernel for uint8 weights takes up to twice the time of the one for int8, where float is often faster: with 1 in
+place of 10 efficientnet-lite0 takes 0.62 of float's time, not 0.47, and MiniLM 0.61, not 0.50, at the same metric."""
+
 
 @dataclass(frozen=True)
 class _Rounding:
@@ -249,12 +254,13 @@ class QuantizeStatic(Pass):
             if seen is None:
                 weight = round_weight(stored, layer.axis, kind, least_scale=floor)
                 shift = output_shift(weight, stored, mean) if bias is not None and mean is not None else 0.0
-                return _Rounding(weight, shift, False, input_sqnr), weight.sqnr >= input_sqnr
+                enough = weight.sqnr >= input_sqnr - 10 * math.log10(_ENOUGH)
+                return _Rounding(weight, shift, False, input_sqnr), enough
             centred = bias is not None and self.bias_correction
             found = rounded_for_output(layer.node, stored, layer.axis, kind, seen, centred=centred, least=floor)
             shift = found.shift if centred else 0.0
             rounding = _Rounding(found.weight, shift, found.refined, input_sqnr)
-            return rounding, found.noise <= input_noise(layer.node, stored, seen, input_sqnr)
+            return rounding, found.noise <= _ENOUGH * input_noise(layer.node, stored, seen, input_sqnr)
 
         if self.weights != "auto":
             return tried(self.weights)[0]  # type: ignore[arg-type]
