@@ -19,6 +19,9 @@ _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "softmax_p
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
+EQUALIZED = "_equalized"
+"""In the names of values whose channels were scaled between two layers: they are no numbers of the original's."""
+
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether ``node`` is one of these operators of the standard domain."""

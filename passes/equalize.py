@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from graphopt.base import Change, Context, Contract, Pass, PassResult, Skip
 from graphopt.errors import PreconditionError
-from graphopt.graph import attribute, constant_array, is_op, label, value_names
+from graphopt.graph import EQUALIZED, attribute, constant_array, fresh, is_op, label, value_names
 from graphopt.linear import Form, form_of, from_matrix, to_matrix
 from graphopt.passes._evenness import rounding_error
 from graphopt.passes._patterns import matches
@@ -44,13 +44,14 @@ _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 @dataclass
 class _Site:
     """``producer`` makes ``channels`` channels (its bias is input ``bias[1]`` of ``bias[0]``), which reach ``readers``
-    and nobody else."""
+    and nobody else, by ``values``."""
 
     producer: ir.Node
     bias: tuple[ir.Node, int] | None
     axis: int
     channels: int
     readers: list[ir.Node] = field(default_factory=list)
+    values: list[ir.Value] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _walk(site: _Site, start: ir.Node, exclude: Sequence[str]) -> bool:
     waiting = [start.outputs[0]]
     while waiting:
         value = waiting.pop()
+        site.values.append(value)
         uses = list(value.uses())
         if value.is_graph_output() or not uses or not value.name:
             return False
@@ -206,7 +208,8 @@ def _spread(scale: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[
 
 
 def _apply(model: ir.Model, site: _Site, scale: NDArray[np.float64], taken: set[str]) -> None:
-    """Scale what the producer makes, and take it back in its readers."""
+    """Scale what the producer makes, and take it back in its readers. What lies between gets other names: whoever
+    compares models value by value must not take it for what had them before."""
 
     def put(node: ir.Node, index: int, array: NDArray[np.float64]) -> None:
         old = node.inputs[index]
@@ -226,5 +229,7 @@ def _apply(model: ir.Model, site: _Site, scale: NDArray[np.float64], taken: set[
         stored = constant_array(node.inputs[index])
         assert stored is not None
         put(node, index, (stored.reshape(-1) * scale).reshape(stored.shape))
+    for value in site.values:
+        value.name = fresh(f"{value.name}{EQUALIZED}", taken)
     for reader in site.readers:
         weights(reader, 1 / _spread(scale, to_matrix(reader, _weight(reader)))[:, None, :])

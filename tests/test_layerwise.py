@@ -145,7 +145,9 @@ def test_every_float_value_of_a_quantized_model_gets_its_sqnr(quantized: Path) -
     layers, found = layers_of(DIGITS, quantized, digits(16))
     assert not any(layer.elsewhere for layer in layers.values())
     floats = [layer for layer in layers.values() if layer.kind == "f"]
-    assert len(floats) >= 25
+    scaled = {"/block2/norm1/BatchNormalization_output_0", "/block2/act1/Relu_output_0"}  # equalize's: other numbers
+    assert scaled <= set(found["unmatched"])
+    assert len(floats) + len(scaled) >= 25
     assert all(layer.lowest > 10 for layer in floats)
     read_quantized = [layer for layer in floats if layer.match.after is not None]
     assert len(read_quantized) >= 12

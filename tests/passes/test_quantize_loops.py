@@ -176,7 +176,7 @@ def test_loops_within_loops() -> None:
     )
     outer = loop_body([node("Loop", ["turns", "", "state"], ["next"], body=inner)])
     proto = loop(outer)
-    made, entry = apply(proto, QuantizeStatic(), data=samples(proto))
+    made, entry = apply(proto, QuantizeStatic(weights="s8"), data=samples(proto))
     assert {c.site for c in entry.changes} >= {"n_i_m", "n_i_u"}
     for feed in samples(proto, 3):
         assert sqnr(run(proto, feed)["y"], run(made, feed, optimize=True)["y"]) > 15  # after 9 turns
