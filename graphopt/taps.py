@@ -34,9 +34,10 @@ def tap_chunks(
     try:
         sizes = _tap_bytes(model, names, feeds, threads)
     except RuntimeFailure:
-        names = sorted(set(names) - (inside := in_turns(model)), key=list(names).index)
-        if not inside:
+        inside = in_turns(model)
+        if inside.isdisjoint(names):
             raise
+        names = [name for name in names if name not in inside]
         sizes = _tap_bytes(model, names, feeds, threads)
     chunks: list[list[str]] = []
     total = 0
