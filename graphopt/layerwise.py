@@ -125,7 +125,7 @@ def _pairs(a: ir.Model, b: ir.Model) -> dict[str, tuple[str, str | None]]:
     for value in (*a.graph.inputs, *(v for node in a.graph for v in node.outputs)):
         name = value.name or ""
         other = name if name in promised else aligned.values.get(name) or (name if name not in used else "")
-        if other in theirs and EQUALIZED not in other:
+        if other in theirs and (EQUALIZED not in other or other == name):
             found[name] = _quantized(value, theirs[other])
             last[found[name][0]] = name
     return {n: pair for n, pair in found.items() if last[pair[0]] == n or aligned.how.get(n) == "same"}

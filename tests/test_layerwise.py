@@ -141,6 +141,17 @@ def test_a_softmax_that_is_sure_hides_nothing() -> None:
     assert found["first"]["value"] == "h"
 
 
+def test_what_is_called_equalized_in_both_is_compared() -> None:
+    model = onnx.load(DIGITS)
+    old = next(node for node in model.graph.node if node.op_type == "Conv").output[0]
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["image_equalized" if name == old else name for name in names]
+    layers, found = layers_of(model, model, digits(4))
+    assert "image_equalized" in layers
+    assert "image_equalized" not in found["unmatched"]
+
+
 def test_every_float_value_of_a_quantized_model_gets_its_sqnr(quantized: Path) -> None:
     layers, found = layers_of(DIGITS, quantized, digits(16))
     assert not any(layer.elsewhere for layer in layers.values())
