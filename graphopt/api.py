@@ -124,9 +124,10 @@ def quantize(
         exclude: names, globs, ``re:`` expressions or operator types that stay in float.
         include: the only ones to quantize, likewise.
         allow_slower: hand the result over even where it is slower than ``model`` on this machine.
-        placement: what runs in integers: as the target's ``rules`` say, as ``measured`` here, or ``auto``: by the
-            rules, and measured where that comes out slower than ``model``.
-        cost_table: a file for ``measured``: read where it exists, and then it decides; else written.
+        placement: what runs in integers: as the target's ``rules`` say, as ``measured`` here, or ``auto``: measured
+            where the target is this machine, ``time`` is not 0 and ``allow_slower`` not given, and no more than looked
+            at where the costs of the regions say that nothing is to be gained.
+        cost_table: a file for measuring: read where it exists, and then it decides; else written.
         objective: what mixtures of integers and float are chosen for, of those that are not slower than ``model`` (or
             reach ``min_speedup``): ``latency``, ``size``, or ``accuracy``, which measures them in any case.
         options: fields of :class:`Options`, and gates (``max_drop``, ``min_sqnr``, ``min_speedup``, ``max_size``).

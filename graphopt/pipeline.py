@@ -23,7 +23,7 @@ from graphopt.outcome import blank, hold, merge_notes, narrowed, something_done
 from graphopt.presets import asked, facing
 from graphopt.recipe import Recipe
 from graphopt.report.document import about, file_sha256, versions
-from graphopt.search.budget import damages
+from graphopt.search.budget import Kept, damages
 from graphopt.search.speed import Promise, told, untold
 from graphopt.stages import Stages
 from graphopt.storage import save
@@ -258,13 +258,11 @@ def make(
         report["sensitivity"] = damages(kept)
         report["ledger"] = [entry.as_dict() for entry in result.ledger]
         report["notes"] += narrowed(result, pipeline) + result.notes
-        if promise is not None and promise.wanted(None, None):
-            _place(promise, result, pipeline, model, context, options, metric, report)
+        if promise is not None and promise.measures(options.target, options.time):
+            _place(promise, result, pipeline, model, context, options, metric, report, kept)
         verdict = _judged(promise, result, model, context, options, metric, report)
-        if promise is not None and promise.wanted(verdict, report["never_slower"]):
-            _place(promise, result, pipeline, model, context, options, metric, report)
-            if kept is not None:
-                kept.again(result.model)
+        if promise is not None and promise.again(verdict, report["never_slower"], report["placement"]):
+            _place(promise, result, pipeline, model, context, options, metric, report, kept, look=False)
             verdict = _judged(promise, result, model, context, options, metric, report)
         if kept is not None:
             report["floor"] = kept.floor()
@@ -314,13 +312,22 @@ def _place(
     options: Options,
     metric: Metric | None,
     report: dict[str, Any],
+    kept: Kept | None,
+    *,
+    look: bool = True,
 ) -> None:
     """Look for the fastest mixture; ``result`` becomes it and ``report`` says how."""
-    found = promise.search(result, pipeline, model, context, options.gates, metric, options.time)
+    before = result.model
+    left = kept.left if kept is not None else ()
+    found = promise.search(result, pipeline, model, context, options.gates, metric, options.time, left=left, look=look)
+    if found is None:
+        return
+    report["notes"] = [n for n in report["notes"] if report["placement"] is None or n != told(report["placement"])]
     report["placement"] = found
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
-    if found is not None:
-        report["notes"].append(told(found))
+    report["notes"].append(told(found))
+    if kept is not None and result.model is not before:
+        kept.again(result.model)
 
 
 def requested(model: ir.Model, options: Options) -> list[Pass]:

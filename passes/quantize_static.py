@@ -24,7 +24,7 @@ from graphopt.passes._integer_weights import (
     round_bias,
     round_weight,
 )
-from graphopt.passes._patterns import check_patterns
+from graphopt.passes._patterns import check_patterns, matches
 from graphopt.passes._placement import Layer, Placement, clip_bounds, place, refuse_quantized
 from graphopt.passes._qdq import Affine, Writer, affine, redirect, symmetric
 from graphopt.passes._ranges import chosen_ranges
@@ -66,15 +66,17 @@ class QuantizeStatic(Pass):
 
     ``observer``: how a value's range is chosen (``min-max``, ``percentile``, ``entropy``, ``mse``). ``weights``: ``s8``
     (saturates on x86 without VNNI), ``s7`` (7-bit int8, exact everywhere, 6 dB coarser), ``u8`` (zero point 128, exact
-    everywhere, slower) or ``auto``, per layer. ``rounding``: weights are rounded to what the layer's output asks for,
-    not to nearest, where that is better on held-out inputs. ``bias_correction`` takes back what rounding the weights
-    does to the mean of each output channel. ``exclude`` and ``include``: node names, globs, ``re:`` expressions or
-    operator types. ``max_drop``, ``min_sqnr``: a budget of this pass alone, in a recipe with others.
+    everywhere, slower) or ``auto``, per layer; ``uint8`` names layers that get ``u8`` whatever it says. ``rounding``:
+    weights are rounded to what the layer's output asks for, not to nearest, where that is better on held-out inputs.
+    ``bias_correction`` takes back what rounding the weights does to the mean of each output channel. ``exclude`` and
+    ``include``: node names, globs, ``re:`` expressions or operator types. ``max_drop``, ``min_sqnr``: a budget of this
+    pass alone, in a recipe with others.
     """
 
     observer: str = "mse"
     percentile: float = 99.999
     weights: str = "auto"
+    uint8: tuple[str, ...] = ()
     rounding: bool = True
     bias_correction: bool = True
     exclude: tuple[str, ...] = ()
@@ -113,6 +115,7 @@ class QuantizeStatic(Pass):
         self._check_target(target)
         gone = check_patterns(model, context.original, self.exclude, "exclude")
         gone += check_patterns(model, context.original, self.include, "include")
+        gone += check_patterns(model, context.original, self.uint8, "uint8")
         coverage: Coverage | None = None
         unseen: set[str] = set()
         while True:  # once, unless calibration never showed some value: then again without the layers around it
@@ -143,11 +146,11 @@ class QuantizeStatic(Pass):
                 f"{target.name} wants every operator in integers, which quantize does not write yet; use the vendor's "
                 f"tool and have its file judged: graphopt lint M --target {target.name}"
             )
-        wanted = "int8" if self.weights in ("s8", "s7") else "uint8"
-        if self.weights != "auto" and wanted not in target.weight["types"]:
+        wanted = "int8" if self.weights in ("s8", "s7") and not self.uint8 else "uint8"
+        if (self.weights != "auto" or self.uint8) and wanted not in target.weight["types"]:
+            asked = "uint8 names layers that get others" if self.uint8 else f"--weights is {self.weights}"
             raise PreconditionError(
-                f"{target.name} takes {' or '.join(target.weight['types'])} weights and --weights is {self.weights}; "
-                "leave it out"
+                f"{target.name} takes {' or '.join(target.weight['types'])} weights and {asked}; leave it out"
             )
 
     def _nothing(self, placement: Placement, target: Target, gone: list[Skip]) -> PassResult:
@@ -262,14 +265,20 @@ class QuantizeStatic(Pass):
             rounding = _Rounding(found.weight, shift, found.refined, input_sqnr)
             return rounding, found.noise <= _ENOUGH * input_noise(layer.node, stored, seen, input_sqnr)
 
+        if self.uint8 and matches(layer.node, self.uint8):
+            return tried("u8")[0]
         if self.weights != "auto":
             return tried(self.weights)[0]  # type: ignore[arg-type]
-        saturates = get_target(context.target).saturates
-        if layer.depthwise or not saturates or (context.this_cpu and not this_cpu().saturates):
-            # The depthwise kernel widens to 16 bits before it multiplies: exact everywhere (tools/bench/saturation.py).
+        if not self.seven_bits(layer, context):
             return tried("s8")[0]
         narrow, enough = tried("s7")
         return narrow if enough else tried("u8")[0]
+
+    def seven_bits(self, layer: Layer, context: Context) -> bool:
+        """Whether this layer gets 7-bit weights where they will do, because products with 8-bit ones saturate."""
+        saturates = get_target(context.target).saturates and not (context.this_cpu and not this_cpu().saturates)
+        # The depthwise kernel widens to 16 bits before it multiplies: exact everywhere (tools/bench/saturation.py).
+        return self.weights == "auto" and saturates and not layer.depthwise
 
     def _fused_readers(self, model: ir.Model, target: Target, context: Context) -> Mapping[str, int]:
         """See :attr:`Context.fused_readers`; empty where it changes nothing for the target."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,17 @@ def random_graph(rng: random.Random, count: int) -> list[Unit]:
     return made
 
 
-def random_prices(rng: random.Random, found: list[Unit]) -> Prices:
+def random_prices(rng: random.Random, found: list[Unit], each: int = 1) -> Prices:
     prices = Prices()
     for unit in found:
-        prices.in_float[unit.name], prices.in_integers[unit.name] = rng.randint(0, 40), rng.randint(0, 40)
+        prices.in_float[unit.name], prices.in_integers[unit.name] = each * rng.randint(0, 40), each * rng.randint(0, 40)
     for border in borders(found):
         if border.readers:
-            prices.quantize[border.value] = rng.randint(0, 15)
+            prices.quantize[border.value] = each * rng.randint(0, 15)
         if border.maker is not None:
             for reader in border.readers:
-                prices.dequantize[border.value, reader.name] = rng.randint(0, 15)
-            prices.dequantize[border.value, ""] = rng.randint(0, 15)
+                prices.dequantize[border.value, reader.name] = each * rng.randint(0, 15)
+            prices.dequantize[border.value, ""] = each * rng.randint(0, 15)
     return prices
 
 
@@ -100,18 +100,25 @@ def test_no_placement_is_cheaper_than_the_cut(seed: int) -> None:
 def test_the_hull_is_the_lower_convex_hull_of_all_placements(seed: int) -> None:
     rng = random.Random(seed)
     found = random_graph(rng, 6)
-    prices = random_prices(rng, found)
+    prices = random_prices(rng, found, 1000)  # what damage costs is rounded to nanoseconds
     damages = {unit.name: float(rng.randint(0, 20)) for unit in found}
 
-    def point(floats: frozenset[str]) -> tuple[int, float]:
-        return price(found, prices, floats), sum(d for name, d in damages.items() if name not in floats)
+    wide = {}
+    for unit in found[: rng.choice((0, 3))]:  # these may have another form, slower and closer, or not
+        prices.in_uint8[unit.name] = prices.in_integers[unit.name] + 1000 * rng.randint(0, 10)
+        wide[unit.name] = damages[unit.name] * rng.choice((0.25, 0.5, 1.25))
 
-    points = [point(floats) for floats in hull(found, prices, damages)]
+    def point(floats: frozenset[str], uint8: Collection[str]) -> tuple[int, float]:
+        left = [name for name in damages if name not in floats]
+        return price(found, prices, floats, uint8), sum((wide if n in uint8 else damages)[n] for n in left)
+
+    points = [point(mixture.floats, mixture.uint8) for mixture in hull(found, prices, damages, wide)]
     assert points == sorted(points)
-    everything = [point(floats) for floats in every_placement(found)]
+    forms = [frozenset(c) for size in range(len(wide) + 1) for c in itertools.combinations(wide, size)]
+    everything = [point(f, form - f) for f in every_placement(found) for form in forms]
     assert points[0][0] == min(time for time, _ in everything)
     assert any(damage == 0 for _, damage in points)
-    for weight in (0.01, 0.1, 0.5, 1.0, 2.0, 10.0):  # whatever damage costs, the best is among them
+    for weight in (10.0, 100.0, 500.0, 1000.0, 2000.0, 10000.0):  # whatever damage costs, the best is among them
         best = min(time + weight * damage for time, damage in everything)
         assert min(time + weight * damage for time, damage in points) == pytest.approx(best)
 
@@ -356,7 +363,8 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "placement": (["--placement", "best"], "--placement"),
     "dynamic": (["--placement", "measured", "--mode", "dynamic"], "--mode dynamic has none"),
     "untimed": (["--placement", "measured", "--time", "0"], "--time 0 forbids it"),
-    "table-of-rules": (["--cost-table", "t.json"], "--placement measured"),
+    "table-of-rules": (["--placement", "rules", "--cost-table", "t.json"], "leave out --placement rules"),
+    "table-of-another": (["--cost-table", "t.json", "--target", "ort-arm64"], "--cost-table measures this machine"),
     "no-table": (["--placement", "measured", "--cost-table", DEMO / "int8.toml"], "is no cost table"),
     "table-nowhere": (["--placement", "measured", "--cost-table", "no/t.json"], "mkdir -p no"),
     "table-version": (["--placement", "measured", "--cost-table", "old.json"], "version 0"),

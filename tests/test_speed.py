@@ -77,7 +77,7 @@ def test_a_net_where_int8_loses_ends_with_exit_3_and_both_medians(workplace: Pat
 
 
 def test_recipes_keep_the_promise_too(workplace: Path, untouched: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Promise, "search", lambda *_: None)
+    monkeypatch.setattr(Promise, "search", lambda *_, **__: None)
     onnx.save(depthwise(), "m.onnx")
     np.savez("d.npz", **images())
     recipe = 'model = "m.onnx"\noutput = "int8.onnx"\ndata = "d.npz"\n{}\n[[pass]]\nuse = "quantize-static"\n'
@@ -96,7 +96,7 @@ def test_recipes_keep_the_promise_too(workplace: Path, untouched: Watch, monkeyp
 def test_optimize_keeps_it_where_it_is_told_to_quantize(
     given: tuple[str, ...], workplace: Path, untouched: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Promise, "search", lambda *_: None)
+    monkeypatch.setattr(Promise, "search", lambda *_, **__: None)
     onnx.save(depthwise(), "m.onnx")
     np.savez("d.npz", **images())
     Path("r.toml").write_text('data = "d.npz"\n[[pass]]\nuse = "quantize-static"\n')

@@ -52,10 +52,10 @@ from graphopt.cli import _complete, _options
     type=click.Choice(["auto", "rules", "measured"]),
     default="auto",
     show_default=True,
-    help="What runs in integers: by the target's rules, as measured here, or measured where the rules come out slower.",
+    help="What runs in integers: by the target's rules, as measured here, or (auto) measured where that gains.",
 )
 @click.option(
-    "--cost-table", metavar="T.json", help="Of --placement measured: read if there, and it decides; else written."
+    "--cost-table", metavar="T.json", help="What measuring found: read if there, and it decides; else written."
 )
 @click.option(
     "--objective",

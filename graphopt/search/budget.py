@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from graphopt.passes._coverage import Coverage
 from graphopt.passes._placement import place
 from graphopt.passes.quantize_static import QuantizeStatic
 from graphopt.search.limits import Limit, limit_of
-from graphopt.search.sensitivity import LayerDamage, escaped
+from graphopt.search.sensitivity import LayerDamage, exactly
 from graphopt.target import get_target
 
 if TYPE_CHECKING:
@@ -138,15 +138,17 @@ def _shares(model: ir.Model, step: QuantizeStatic, context: Context) -> dict[str
     return {name: (macs.get(output) or 0) / total for name, output in outputs.items()}
 
 
-def without(step: QuantizeStatic, excluded: Sequence[str]) -> QuantizeStatic:
-    """``step`` with these layers left in float too."""
-    names = tuple(f"re:^{escaped(name)}$" for name in excluded)
-    return replace(step, exclude=(*step.exclude, *names))
+def without(step: QuantizeStatic, excluded: Iterable[str], uint8: Iterable[str] = ()) -> QuantizeStatic:
+    """``step`` with these layers left in float too, and the weights of those in uint8."""
+    return replace(step, exclude=(*step.exclude, *exactly(excluded)), uint8=(*step.uint8, *exactly(uint8)))
 
 
-def quantize_without(model: ir.Model, step: QuantizeStatic, context: Context, excluded: Sequence[str]) -> PassResult:
-    """Quantize ``model`` in place by ``step``, with these layers left in float too."""
-    return without(step, excluded).run(model, context)
+def quantize_without(
+    model: ir.Model, step: QuantizeStatic, context: Context, excluded: Iterable[str], uint8: Iterable[str] = ()
+) -> PassResult:
+    """Quantize ``model`` in place by ``step``, with these layers left in float too, and the weights of those in
+    uint8."""
+    return without(step, excluded, uint8).run(model, context)
 
 
 @dataclass

@@ -35,6 +35,8 @@ from graphopt.target import this_cpu
 Shapes = Mapping[str, tuple[int, ...]]
 
 VERSION = 1
+UINT8 = "u8"
+"""The kind of weights that a layer may have in place of 7-bit ones."""
 _LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput", "Reshape")
 _RANK = 0.25
 """The quantile of a node's times that stands for it: what else the machine does only ever adds."""
@@ -43,7 +45,8 @@ _RANK = 0.25
 @dataclass
 class CostTable:
     """``entries``: signature to nanoseconds. ``wholes``: by model, the placements that were timed as a whole: the units
-    left ``float`` and candidate time over original time, its ``ratio`` and the ends of the 90 % interval."""
+    left ``float`` (and those with ``uint8`` weights), and candidate time over original time, its ``ratio`` and the ends
+    of the 90 % interval."""
 
     machine: dict[str, Any]
     entries: dict[str, int] = field(default_factory=dict)
@@ -88,6 +91,7 @@ def read_table(path: Path) -> CostTable:
             str(key): [
                 {"float": sorted(map(str, one["float"])), "ratio": float(one["ratio"])}
                 | {end: float(one[end]) for end in ("low", "high") if end in one}
+                | ({"uint8": sorted(map(str, one["uint8"]))} if "uint8" in one else {})
                 for one in tries
             ]
             for key, tries in found["wholes"].items()
@@ -145,6 +149,10 @@ class Pricing:
         self._unit_of = {label(node): unit for unit in found for node in unit.nodes}
         self._border_of = {border.value.name: border for border in self.borders}
 
+    def of(self, kind: str) -> Pricing:
+        """The same for another kind of integer weights, from and into the same table."""
+        return Pricing(self.table, self._model, self.units, self._shapes, kind, self._threads)
+
     # What a thing is called in the table
 
     def unit_key(self, unit: Unit, *, integer: bool) -> str:
@@ -181,6 +189,7 @@ class Pricing:
     def own(self) -> CostTable:
         """What of the table is about this model."""
         keys = {self.unit_key(unit, integer=side) for unit in self.units for side in (False, True)}
+        keys |= {self.of(UINT8).unit_key(unit, integer=True) for unit in self.units}
         for border in self.borders:
             keys |= {f"{what} {self._shape(border.value)}" for what in ("quantize", "dequantize")}
             keys |= {self.quantize_key(border)} if border.readers else set()

@@ -60,7 +60,7 @@ class Limit:
     _session: Session | None = None
     _expected: list[dict[str, Any]] | None = None
     _before: float | None = None
-    _damages: list[LayerDamage] | None = None
+    _damages: dict[QuantizeStatic, list[LayerDamage]] = field(default_factory=dict)
 
     @property
     def told(self) -> str:
@@ -89,11 +89,12 @@ class Limit:
         return self.gates.max_drop is None or self._drops_little(found)
 
     def damages(self, model: ir.Model, step: QuantizeStatic) -> list[LayerDamage]:
-        """Every layer's damage alone, worst first, on a few of the samples; measured once."""
-        if self._damages is None:
+        """The damage alone of every layer that ``step`` quantizes, worst first, on a few of the samples; measured
+        once."""
+        if step not in self._damages:
             judging = replace(self.context, eval_data=self.samples)
-            self._damages = sensitivity(model, step, judging, samples=_RANKING_SAMPLES, without=self.unjudged)
-        return self._damages
+            self._damages[step] = sensitivity(model, step, judging, samples=_RANKING_SAMPLES, without=self.unjudged)
+        return self._damages[step]
 
     def _above_floor(self, comparison: Comparison) -> bool:
         judged = [output for output in comparison.outputs if self._counts(output)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphopt.base import Context, Skip
 from graphopt.cost import shapes
@@ -15,10 +15,10 @@ from graphopt.graph import label
 from graphopt.model import clone, fingerprint, to_proto, weight_bytes
 from graphopt.passes._placement import place
 from graphopt.search.budget import first_that, quantize_without
-from graphopt.search.costs import CostTable, Pricing, cached, keep, read_table, this_machine
-from graphopt.search.placement import Unit, cut, hull, units
-from graphopt.search.racing import Candidate, best, clearly, flips, race
-from graphopt.search.sensitivity import damage_of, sensitivity
+from graphopt.search.costs import UINT8, CostTable, Pricing, cached, keep, read_table, this_machine
+from graphopt.search.placement import Mixture, Unit, cut, hull, price, units
+from graphopt.search.racing import Candidate, Measured, best, clearly, flips, race
+from graphopt.search.sensitivity import LayerDamage, damage_of, exactly, sensitivity
 from graphopt.session import Session
 from graphopt.target import get_target
 
@@ -40,6 +40,10 @@ _FLIP_TIME = 4.0
 _MARGIN = 0.1
 """What a region has to gain for the cautious cut, of its time in float."""
 
+_WORTH = 0.03
+"""Of the time of all regions, what the cheapest placement has to save by the table for a look to become a search: costs
+of single regions are a few percent off, and a search takes tens of seconds."""
+
 RULES = "rules"
 
 WAYS = {"latency": "faster", "size": "smaller and not slower", "accuracy": "closer to the original and not slower"}
@@ -47,43 +51,13 @@ WAYS = {"latency": "faster", "size": "smaller and not slower", "accuracy": "clos
 
 
 @dataclass
-class Measured:
-    """``chosen`` among ``candidates``; ``table`` says why. ``cheapest``: what the last cut leaves in float, of
-    ``regions``."""
-
-    chosen: Candidate
-    candidates: list[Candidate]
-    all_float: tuple[float, float, float] | None
-    table: CostTable
-    cheapest: frozenset[str]
-    regions: int
-    source: str = ""
-    seconds: float = 0.0
-    objective: str = "latency"
-
-    def as_dict(self) -> dict[str, Any]:
-        """As the report has it."""
-        simplified = self.all_float
-        return {
-            "chosen": self.chosen.name,
-            "objective": self.objective,
-            "regions": self.regions,
-            "cheapest_in_float": len(self.cheapest),
-            "left_in_float": sorted(self.chosen.floats),
-            "candidates": [candidate.as_dict() for candidate in self.candidates],
-            "all_float": None if simplified is None else dict(zip(("median", "low", "high"), simplified, strict=True)),
-            "cost_table": {"source": self.source, "sha256": self.table.sha256, **self.table.as_dict()},
-            "seconds": self.seconds,
-        }
-
-
-@dataclass
 class Search:
     """What a search for the fastest mixture needs to know.
 
-    ``rules``: the quantized model that the rules (and the budget) made. ``holds``: whether a quantized model keeps
-    to the budget; None: there is none. ``feeds``: what is run. ``objective`` and ``min_speedup``: as
-    :func:`graphopt.search.racing.best` takes them.
+    ``rules``: the quantized model that the rules made, and the budget, which left the layers ``left`` in float.
+    ``holds``: whether a quantized model keeps to the budget; None: there is none. ``feeds``: what is run. ``look``:
+    take the rules where the table of costs says that nothing is much faster, and build nothing else. ``objective`` and
+    ``min_speedup``: as :func:`graphopt.search.racing.best` takes them.
     """
 
     original: ir.Model
@@ -97,7 +71,11 @@ class Search:
     table: Path | None = None
     objective: str = "latency"
     min_speedup: float | None = None
+    look: bool = False
+    left: frozenset[str] = frozenset()
     units: list[Unit] = field(default_factory=list)
+    narrow: frozenset[str] = frozenset()
+    """Layers that get 7-bit weights, and might have uint8 ones instead."""
 
     def run(self) -> Measured:
         """Search; with a cost table that exists already nothing is measured, so that it decides alone."""
@@ -122,7 +100,8 @@ class Search:
         candidates = self._cuts(pricing)
         candidates += self._cautious(candidates, pricing)
         keep(pricing.table)
-        found = dict.fromkeys([*(c.floats for c in candidates), *hull(self.units, pricing.prices(), damages)])
+        points = hull(self.units, pricing.prices(), damages)
+        found = dict.fromkeys([*(c.floats for c in candidates), *(point.floats for point in points)])
         layers = {unit.name for unit in self.units if unit.layer}
         return [floats for floats in found if floats and not floats >= layers]
 
@@ -132,6 +111,8 @@ class Search:
         placement = place(self.exact, target, exclude=self.step.exclude, include=self.step.include)
         # What stands in a branch is not profiled by itself: it is as the rules say, and timed as part of the whole.
         self.units = [unit for unit in units(placement, target) if unit.nodes[0].graph is self.exact.graph]
+        layers = {label(layer.node) for layer in placement.layers if self.step.seven_bits(layer, self.context)}
+        self.narrow = frozenset(layers & {unit.name for unit in self.units})
         threads = self.context.threads or 1
         sizes = {name: array.shape for name, array in self.feeds[0].items()}
         known = shapes(to_proto(self.exact), sizes)
@@ -142,17 +123,18 @@ class Search:
     def _decided(self, pricing: Pricing) -> Measured:
         """What the table says: the best of the whole models it remembers of this one, else its cut."""
         kept = self._remembered(pricing.table)
-        floats = cut(self.units, pricing.prices()) if kept is None else kept
-        rules = Candidate(RULES, frozenset(), self.rules, None)
-        made = self._build("cost table", floats) if floats else None
+        mixture = Mixture(cut(self.units, pricing.prices())) if kept is None else kept
+        rules = Candidate(RULES, self.left, self.rules, None)
+        made = self._build("cost table", mixture) if mixture != rules.mixture else None
         if made is not None and self.holds is not None:
             made.holds = self.holds(made.model)
             made = made if made.holds else None
         tried = [rules] if made is None else [rules, made]
-        return Measured(tried[-1], tried, None, pricing.table, floats, len(self.units))
+        return Measured(tried[-1], tried, None, pricing.table, mixture.floats, len(self.units))
 
-    def _remembered(self, table: CostTable) -> frozenset[str] | None:
+    def _remembered(self, table: CostTable) -> Mixture | None:
         """The best of the whole models that the table remembers of this one; None: it remembers none."""
+        known = table.wholes.get(self._fingerprint(), [])
         tries = [
             Candidate(
                 "",
@@ -160,14 +142,20 @@ class Search:
                 self.exact,
                 None,
                 (one["ratio"], one.get("low", one["ratio"]), one.get("high", one["ratio"])),
+                uint8=frozenset(one.get("uint8", ())),
             )
-            for one in sorted(table.wholes.get(self._fingerprint(), []), key=lambda one: list(one["float"]))
+            for one in sorted(known, key=lambda one: (list(one["float"]), list(one.get("uint8", ()))))
         ]
         found = best(tries)
-        return None if found is None else found.floats
+        return None if found is None else found.mixture
 
     def _search(self, pricing: Pricing) -> Measured:
         """Cut, build, profile and cut again; then time what was built as a whole."""
+        self._observe(pricing)
+        if self.look:
+            found = self._looked(pricing)
+            if found is not None:
+                return found
         candidates = self._cuts(pricing)
         candidates += self._cautious(candidates, pricing)
         if self.holds is not None:
@@ -179,6 +167,7 @@ class Search:
             candidates += self._flipped(candidates, pricing)
         pricing.table.wholes[self._fingerprint()] = [
             {"float": sorted(c.floats)}
+            | ({"uint8": sorted(c.uint8)} if c.uint8 else {})
             | {key: round(r, 4) for key, r in zip(("ratio", "low", "high"), c.ratio, strict=True)}
             for c in candidates
             if c.ratio is not None and c.holds is not False
@@ -187,19 +176,43 @@ class Search:
         floats = cut(self.units, pricing.prices())
         return Measured(chosen, candidates, all_float, pricing.table, floats, len(self.units))
 
-    def _cuts(self, pricing: Pricing) -> list[Candidate]:
-        """The rules, and what cutting, building, profiling and cutting again makes of them."""
-        progress, candidates = self.context.progress, [Candidate(RULES, frozenset(), self.rules, None)]
+    def _looked(self, pricing: Pricing) -> Measured | None:
+        """The rules, where the cut saves too little by the table, or is not clearly faster as a whole; None: search."""
+        prices = pricing.prices()
+        floats = cut(self.units, prices)
+        now = price(self.units, prices, frozenset())
+        predicted = price(self.units, prices, floats) / now if now else 1.0
+        raced = None
+        if predicted <= 1 - _WORTH:
+            made = self._build("cut 1", Mixture(floats))
+            if made is None:
+                return None  # all of it is cheaper in float
+            self.context.progress(0, None, "timing a mixture")
+            models = {RULES: self.rules, made.name: made.model}
+            sessions = {n: Session(m, threads=self.context.threads or 1, timed=True) for n, m in models.items()}
+            raced = race(sessions, self.feeds, seconds=max(self.time, 1.0) / 2)[made.name]
+            if raced[2] < 1:
+                return None
+        rules = Candidate(RULES, self.left, self.rules, None)
+        return Measured(rules, [rules], None, pricing.table, floats, len(self.units), predicted, raced, True)
+
+    def _observe(self, pricing: Pricing) -> None:
+        """Measure the regions on both sides, and conversions, as far as the table does not know them."""
         if not pricing.complete():
-            progress(0, None, "measuring regions")
+            self.context.progress(0, None, "measuring regions")
             pricing.observe([self.rules], self.feeds, _PROFILE_SECONDS * 2)
         pricing.estimate_conversions()
+
+    def _cuts(self, pricing: Pricing) -> list[Candidate]:
+        """The rules, and what cutting, building, profiling and cutting again makes of them."""
+        progress, candidates = self.context.progress, [Candidate(RULES, self.left, self.rules, None)]
+        self._observe(pricing)
         for index in range(_ROUNDS):
             progress(index, _ROUNDS, "measuring mixtures")
             floats = cut(self.units, pricing.prices())
             if floats in {candidate.floats for candidate in candidates}:
                 break
-            made = self._build(f"cut {index + 1}", floats)
+            made = self._build(f"cut {index + 1}", Mixture(floats))
             if made is None:
                 break
             candidates.append(made)
@@ -210,15 +223,16 @@ class Search:
         """The cut once more, for regions that gain a good deal only: small gains are the first to be noise."""
         prices = pricing.prices()
         floats = cut(self.units, prices, {name: round(_MARGIN * ns) for name, ns in prices.in_float.items()})
-        made = None if floats in {c.floats for c in candidates} else self._build("cautious cut", floats)
+        made = None if floats in {c.floats for c in candidates} else self._build("cautious cut", Mixture(floats))
         return [] if made is None else [made]
 
-    def _build(self, name: str, floats: frozenset[str]) -> Candidate | None:
-        """The exact model with everything but ``floats`` in integers; None where nothing is left."""
+    def _build(self, name: str, mixture: Mixture) -> Candidate | None:
+        """The exact model with everything in integers but what ``mixture`` leaves in float; None where nothing is."""
+        floats = mixture.floats
         if floats >= {unit.name for unit in self.units if unit.layer}:
             return None
         model = clone(self.exact)
-        result = quantize_without(model, self.step, self.context, sorted(floats))
+        result = quantize_without(model, self.step, self.context, sorted(floats), sorted(mixture.uint8))
         if not result.changes:
             return None
         why = f"left in float: measured here, the model is {WAYS[self.objective]} that way"
@@ -226,7 +240,7 @@ class Search:
         result.skipped = [
             Skip(s.site, f"{operators[s.site]}: {why}") if s.site in floats else s for s in result.skipped
         ]
-        return Candidate(name, floats, model, result)
+        return Candidate(name, floats, model, result, uint8=mixture.uint8)
 
     def _along_the_hull(self, candidates: list[Candidate], pricing: Pricing) -> list[Candidate]:
         """Marks which candidates keep to the limit; more from the hull, among them the fastest there that does."""
@@ -236,13 +250,12 @@ class Search:
             candidate.holds = self.holds(candidate.model)
         if all(candidate.holds for candidate in candidates):
             return []
-        damages = {d.layer: d.damage for d in self.holds.damages(self.exact, self.step)}
-        points = hull(self.units, pricing.prices(), damages)
+        points = self._hull(pricing, self.holds.damages)
         more: list[Candidate] = []
 
         def holds(index: int) -> bool:
             """Whether a placement on the hull keeps to it; what was tried before is known."""
-            made = next((c for c in candidates + more if c.floats == points[index]), None)
+            made = next((c for c in candidates + more if c.mixture == points[index]), None)
             if made is None:
                 made = self._build(f"hull {len(more) + 1}", points[index])
                 if made is None:
@@ -256,23 +269,43 @@ class Search:
 
     def _closer(self, candidates: Sequence[Candidate], pricing: Pricing) -> list[Candidate]:
         """Mixtures from the hull, where damage counts for more and more."""
-        damages = {d.layer: d.damage for d in sensitivity(self.exact, self.step, self.context)}
-        seen = {candidate.floats for candidate in candidates}
-        points = [floats for floats in hull(self.units, pricing.prices(), damages) if floats not in seen]
+        points = self._hull(pricing, lambda model, step: sensitivity(model, step, self.context))
+        seen = {candidate.mixture for candidate in candidates}
         more: list[Candidate] = []
-        for index, floats in enumerate(points[:_CLOSER]):
-            made = self._build(f"hull {index + 1}", floats)
+        for index, mixture in enumerate([point for point in points if point not in seen][:_CLOSER]):
+            made = self._build(f"hull {index + 1}", mixture)
             if made is not None:
                 made.holds = None if self.holds is None else self.holds(made.model)
                 more.append(made)
         return more
+
+    def _hull(
+        self, pricing: Pricing, damages: Callable[[ir.Model, QuantizeStatic], list[LayerDamage]]
+    ) -> list[Mixture]:
+        """The hull of what each layer costs and does, with 7-bit int8 weights or with uint8 ones where both are to be
+        had."""
+        prices, other = pricing.prices(), replace(self.step, weights=UINT8)
+        done = {d.layer: d.damage for d in damages(self.exact, self.step)}
+        done_in_uint8: dict[str, float] = {}
+        if self.narrow:
+            self.context.progress(0, None, "measuring uint8 weights")
+            second = pricing.of(UINT8)
+            if not second.complete():
+                model = clone(self.exact)
+                other.run(model, self.context)
+                second.observe([model], self.feeds, _PROFILE_SECONDS)
+            spent = second.prices().in_integers
+            prices.in_uint8 = {name: spent[name] for name in sorted(self.narrow) if spent[name] < prices.in_float[name]}
+            step = replace(other, include=exactly(prices.in_uint8))
+            done_in_uint8 = {d.layer: d.damage for d in damages(self.exact, step)} if prices.in_uint8 else {}
+        return hull(self.units, prices, done, done_in_uint8)
 
     def _best(self, candidates: Sequence[Candidate], table: CostTable) -> Candidate | None:
         """The one that the objective means; what it asks for besides time is measured here."""
         timed = [c for c in candidates if c.ratio is not None]
         if self.objective == "latency":  # as the table will say it, rounded, so that it decides the same next time
             kept = self._remembered(table)
-            return next((c for c in timed if c.floats == kept and c.holds is not False), None)
+            return next((c for c in timed if c.mixture == kept and c.holds is not False), None)
         if self.objective == "size":
             for candidate in timed:
                 candidate.bytes = weight_bytes(candidate.model)
@@ -293,7 +326,10 @@ class Search:
         while champion is not None and time.perf_counter() < until:
             near = flips(self.units, pricing.prices(), champion.floats, _FLIPS, tried)
             tried |= set(near)
-            made = [self._build(f"flip {len(tried)}.{index}", floats) for index, floats in enumerate(near)]
+            made = [
+                self._build(f"flip {len(tried)}.{index}", Mixture(floats, champion.uint8 - floats))
+                for index, floats in enumerate(near)
+            ]
             challengers = [candidate for candidate in made if candidate is not None]
             for candidate in challengers:
                 candidate.holds = None if self.holds is None else self.holds(candidate.model)

@@ -8,13 +8,14 @@ of that is a sum of terms of one or two regions:
 * integer to float: ONNX Runtime copies the DequantizeLinear for every reader (its profile shows them), so each pays.
 
 Damage to the outputs, weighted with lambda, joins what a region pays in integers; lambda from 0 up gives the placements
-on the convex hull of damage against time.
+on the convex hull of damage against time. A layer that may have uint8 weights in place of 7-bit int8 ones, for which
+there is another kernel, pays the less of the two at each lambda: both read the same integers, so two sides are enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from graphopt.graph import label
@@ -48,13 +49,23 @@ class Unit:
 
 @dataclass
 class Prices:
-    """Nanoseconds: of each unit on each side, by name; of quantizing a value once; of dequantizing it for one reader
-    (the unit's name, or ``""`` for what only runs in float)."""
+    """Nanoseconds: of each unit on each side, by name, and of those that may have uint8 weights with these; of
+    quantizing a value once; of dequantizing it for one reader (the unit's name, or ``""`` for what only runs in
+    float)."""
 
     in_float: dict[str, int] = field(default_factory=dict)
     in_integers: dict[str, int] = field(default_factory=dict)
+    in_uint8: dict[str, int] = field(default_factory=dict)
     quantize: dict[ir.Value, int] = field(default_factory=dict)
     dequantize: dict[tuple[ir.Value, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """By name, the units left in float, and those in integers whose weights are uint8 in place of 7-bit int8."""
+
+    floats: frozenset[str] = frozenset()
+    uint8: frozenset[str] = frozenset()
 
 
 def units(placement: Placement, target: Target) -> list[Unit]:
@@ -148,9 +159,10 @@ def cut(found: Sequence[Unit], prices: Prices, penalty: Mapping[str, int] | None
     return frozenset(unit.name for unit in found if unit.name not in integer)
 
 
-def price(found: Sequence[Unit], prices: Prices, floats: frozenset[str]) -> int:
+def price(found: Sequence[Unit], prices: Prices, floats: frozenset[str], uint8: Collection[str] = ()) -> int:
     """Nanoseconds of a placement: its units and conversions, not what runs in float anyway."""
-    total = sum((prices.in_float if unit.name in floats else prices.in_integers)[unit.name] for unit in found)
+    inside = {**prices.in_integers, **{name: prices.in_uint8[name] for name in uint8}}
+    total = sum((prices.in_float if unit.name in floats else inside)[unit.name] for unit in found)
     for border in borders(found):
         integer = border.maker is not None and border.maker.name not in floats
         if integer:
@@ -162,23 +174,41 @@ def price(found: Sequence[Unit], prices: Prices, floats: frozenset[str]) -> int:
     return total
 
 
-def hull(found: Sequence[Unit], prices: Prices, damages: Mapping[str, float]) -> list[frozenset[str]]:
-    """The placements on the convex hull of time against summed damage, the fastest first, all-float last."""
-    everything = frozenset(unit.name for unit in found)
+def hull(
+    found: Sequence[Unit], prices: Prices, damages: Mapping[str, float], in_uint8: Mapping[str, float] | None = None
+) -> list[Mixture]:
+    """The mixtures on the convex hull of time against summed damage, the fastest first, all-float last.
 
-    def spent(floats: frozenset[str]) -> float:
-        return sum(damages.get(name, 0.0) for name in everything - floats)
+    ``in_uint8``: what units that may have uint8 weights damage with these.
+    """
+    wide = {name: d for name, d in (in_uint8 or {}).items() if name in prices.in_uint8}
+    everything = Mixture(frozenset(unit.name for unit in found))
 
-    points = {cut(found, prices), everything}
-    todo = [(min(points, key=len), everything)] if len(points) > 1 else []
+    def spent(mixture: Mixture) -> float:
+        inside = everything.floats - mixture.floats
+        return sum((wide if name in mixture.uint8 else damages).get(name, 0.0) for name in inside)
+
+    def time(mixture: Mixture) -> int:
+        return price(found, prices, mixture.floats, mixture.uint8)
+
+    def at(weight: float) -> Mixture:
+        """The best where a unit of damage costs ``weight`` nanoseconds (lambda)."""
+        inside = {name: ns + round(weight * damages.get(name, 0.0)) for name, ns in prices.in_integers.items()}
+        other = {name: prices.in_uint8[name] + round(weight * d) for name, d in wide.items()}
+        better = {name for name, ns in other.items() if ns < inside[name]}
+        floats = cut(found, replace(prices, in_integers={**inside, **{name: other[name] for name in better}}))
+        return Mixture(floats, frozenset(better - floats))
+
+    fastest = at(0.0)
+    points = {fastest, everything}
+    todo = [(fastest, everything)] if len(points) > 1 else []
     while todo and len(points) < _POINTS:
         fast, good = todo.pop(0)
         gain = spent(fast) - spent(good)
         if gain <= 0:
             continue
-        weight = (price(found, prices, good) - price(found, prices, fast)) / gain  # lambda: ns per unit of damage
-        between = cut(found, prices, {name: round(weight * d) for name, d in damages.items()})
+        between = at((time(good) - time(fast)) / gain)
         if between not in points:
             points.add(between)
             todo += [(fast, between), (between, good)]
-    return sorted(points, key=lambda p: (price(found, prices, p), spent(p), sorted(p)))
+    return sorted(points, key=lambda p: (time(p), spent(p), sorted(p.floats), sorted(p.uint8)))

@@ -39,8 +39,12 @@ _WASTED = 0.04
 class Faster(Promise):
     """That what was pruned is faster here than what came in."""
 
-    def wanted(self, verdict: Verdict | None, kept: dict[str, Any] | None) -> bool:
+    def measures(self, target: str, time: float) -> bool:
         """There is nothing to place."""
+        return False
+
+    def again(self, verdict: Verdict, kept: dict[str, Any] | None, found: dict[str, Any] | None) -> bool:
+        """Nor afterwards."""
         return False
 
     def keep(

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphopt.judge import SLOWER
-from graphopt.search.placement import Prices, Unit, price
+from graphopt.search.placement import Mixture, Prices, Unit, price
 from graphopt.timing import time_models
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.base import PassResult
+    from graphopt.search.costs import CostTable
     from graphopt.session import Feeds, Session
 
 Ratio = tuple[float, float, float]
@@ -23,11 +24,16 @@ _HEATS = 3
 """A race is run so many times over: what the machine does for a second meets one of them."""
 
 
+def _by_name(ratio: Ratio | None) -> dict[str, float] | None:
+    return None if ratio is None else dict(zip(("median", "low", "high"), ratio, strict=True))
+
+
 @dataclass
 class Candidate:
-    """A mixture: ``floats`` are the units it leaves in float; ``ratio`` is its time over the original's (median, 90 %
-    interval); ``holds``: whether it keeps to the budget (None: there is none, or it was not asked). ``bytes`` of its
-    weights and ``damage`` to the outputs are known where the objective asks for them."""
+    """A mixture: ``floats`` are the units it leaves in float, ``uint8`` those in integers with such weights; ``ratio``
+    is its time over the original's (median, 90 % interval); ``holds``: whether it keeps to the budget (None: there is
+    none, or it was not asked). ``bytes`` of its weights and ``damage`` to the outputs are known where the objective
+    asks for them."""
 
     name: str
     floats: frozenset[str]
@@ -37,11 +43,56 @@ class Candidate:
     holds: bool | None = None
     bytes: int = 0
     damage: float = 0.0
+    uint8: frozenset[str] = frozenset()
+
+    @property
+    def mixture(self) -> Mixture:
+        """What it is made of."""
+        return Mixture(self.floats, self.uint8)
 
     def as_dict(self) -> dict[str, Any]:
         """As the report has it."""
-        ratio = None if self.ratio is None else dict(zip(("median", "low", "high"), self.ratio, strict=True))
-        return {"name": self.name, "in_float": len(self.floats), "ratio": ratio, "holds": self.holds}
+        sides = {"in_float": len(self.floats), "uint8_weights": len(self.uint8)}
+        return {"name": self.name, **sides, "ratio": _by_name(self.ratio), "holds": self.holds}
+
+
+@dataclass
+class Measured:
+    """``chosen`` among ``candidates``; ``table`` says why. ``cheapest``: what the last cut leaves in float, of
+    ``regions``; ``predicted``: the time of all regions that way over what they take by the rules, by the table.
+    ``raced``: the time of that mixture as a whole over the rules' (median, 90 % interval), where it was raced alone.
+    ``looked_only``: it saves too little, or was not faster, so that nothing else was tried."""
+
+    chosen: Candidate
+    candidates: list[Candidate]
+    all_float: Ratio | None
+    table: CostTable
+    cheapest: frozenset[str]
+    regions: int
+    predicted: float | None = None
+    raced: Ratio | None = None
+    looked_only: bool = False
+    source: str = ""
+    seconds: float = 0.0
+    objective: str = "latency"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the report has it."""
+        return {
+            "chosen": self.chosen.name,
+            "objective": self.objective,
+            "regions": self.regions,
+            "cheapest_in_float": len(self.cheapest),
+            "predicted": self.predicted,
+            "raced": _by_name(self.raced),
+            "looked_only": self.looked_only,
+            "left_in_float": sorted(self.chosen.floats),
+            "uint8_weights": sorted(self.chosen.uint8),
+            "candidates": [candidate.as_dict() for candidate in self.candidates],
+            "all_float": _by_name(self.all_float),
+            "cost_table": {"source": self.source, "sha256": self.table.sha256, **self.table.as_dict()},
+            "seconds": self.seconds,
+        }
 
 
 def race(sessions: Mapping[str, Session], feeds: Sequence[Feeds], *, seconds: float) -> dict[str, Ratio]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +60,13 @@ def layers(model: ir.Model, step: QuantizeStatic, target: str) -> list[tuple[str
 
 def _quantized_only(model: ir.Model, step: QuantizeStatic, context: Context, name: str) -> ir.Model:
     copy = clone(model)
-    replace(step, include=(f"re:^{escaped(name)}$",)).run(copy, context)
+    replace(step, include=exactly([name])).run(copy, context)
     return copy
 
 
-def escaped(name: str) -> str:
-    """A node name as the inside of a ``re:^...$`` pattern."""
-    return re.escape(name)
+def exactly(names: Iterable[str]) -> tuple[str, ...]:
+    """Patterns that mean the nodes of these names and no others."""
+    return tuple(f"re:^{re.escape(name)}$" for name in names)
 
 
 def sensitivity(

@@ -16,7 +16,7 @@ from graphopt.errors import InputError
 from graphopt.observers import OBSERVERS
 from graphopt.presets import EVENING_PASSES
 from graphopt.registry import available, create
-from graphopt.search.sensitivity import escaped
+from graphopt.search.sensitivity import exactly
 
 Config = dict[str, Any]
 Value = str | int
@@ -126,7 +126,7 @@ class Space:
         """The quantizing pass, or the compressing one."""
         if config["arithmetic"] == STATIC:
             options: dict[str, Any] = {name: config[name] for name in ("weights", "observer") if name in config}
-            options["exclude"] = [f"re:^{escaped(name)}$" for name in self.floats(config)]
+            options["exclude"] = list(exactly(self.floats(config)))
             return [create("quantize-static", options)]
         if config["arithmetic"] == DYNAMIC:
             return [create("quantize-dynamic", {})]

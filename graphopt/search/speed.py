@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +34,9 @@ PLACEMENTS = ("auto", "rules", "measured")
 @dataclass(frozen=True)
 class Promise:
     """``allow_slower``: the user does not want it kept. ``placement``: who decides what runs in integers: the target's
-    ``rules``, what is ``measured`` here, or ``auto``: the rules, and measuring where they come out slower.
-    ``cost_table``: a file that measuring writes, or that decides in its place. ``objective``: what a mixture is chosen
-    for, of those that are fast enough."""
+    ``rules``, what is ``measured`` here, or ``auto``: measured, wherever it can be and the table of costs says that
+    there is something to gain. ``cost_table``: a file that measuring writes, or that decides in its place.
+    ``objective``: what a mixture is chosen for, of those that are fast enough."""
 
     allow_slower: bool = False
     placement: str = "auto"
@@ -47,15 +48,16 @@ class Promise:
         if self.placement not in PLACEMENTS:
             raise InputError(f"unknown placement '{self.placement}'; use {', '.join(PLACEMENTS)}")
         table = Path(self.cost_table) if self.cost_table is not None else None
-        if table is not None and self.placement != "measured":
-            raise InputError("--cost-table is what --placement measured reads or writes; give that too")
+        if table is not None and self.placement == "rules":
+            raise InputError("--cost-table is what measuring reads or writes; leave out --placement rules")
         self._check_objective(mode, target, time)
-        if self.placement != "measured":
+        if not self.asked:
             return
+        asked = "--placement measured" if self.placement == "measured" else "--cost-table"
         if mode != "static":
-            raise InputError(f"--placement measured places Q/DQ pairs and --mode {mode} has none; leave one out")
+            raise InputError(f"{asked} places Q/DQ pairs and --mode {mode} has none; leave one out")
         if not get_target(target).here:
-            raise InputError(f"--placement measured measures this machine, and {target} is another; leave one out")
+            raise InputError(f"{asked} measures this machine, and {target} is another; leave one out")
         if table is not None and table.exists():
             read_table(table)
         elif table is not None and not table.absolute().parent.is_dir():
@@ -63,7 +65,13 @@ class Promise:
                 f"the folder of {table} does not exist; make it first: {command('mkdir', '-p', table.parent)}"
             )
         if time == 0 and not (table is not None and table.exists()):
-            raise InputError("--placement measured has to time models, and --time 0 forbids it; give a --cost-table")
+            some = "one that exists" if table is not None else "a --cost-table"
+            raise InputError(f"{asked} has to time models, and --time 0 forbids it; give {some}")
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody asked for measuring, so that it must not be left out."""
+        return self.placement == "measured" or (self.placement == "auto" and self.cost_table is not None)
 
     def _check_objective(self, mode: str, target: str, time: float) -> None:
         if self.objective not in OBJECTIVES:
@@ -81,12 +89,17 @@ class Promise:
             why = "--time 0 forbids it" if time == 0 else f"{target} is another machine"
             raise InputError(f"{asked} has to time mixtures, and {why}; leave one out")
 
-    def wanted(self, verdict: Verdict | None, kept: dict[str, Any] | None) -> bool:
-        """Whether to measure: before anything is judged (``verdict`` None), or because of what judging found."""
-        if verdict is None:
-            return self.placement == "measured" or self.objective == "accuracy"
+    def measures(self, target: str, time: float) -> bool:
+        """Whether to measure, before anything is judged: as soon as somebody cares how fast it is, and can tell."""
+        if self.asked or self.objective == "accuracy":
+            return True
+        return self.placement == "auto" and not self.allow_slower and time > 0 and get_target(target).here
+
+    def again(self, verdict: Verdict, kept: dict[str, Any] | None, found: dict[str, Any] | None) -> bool:
+        """Whether to measure because of what judging found, where the table of costs said that there is no need."""
         missed = any(gate.gate == "min-speedup" for gate in verdict.failed)
-        return self.placement == "auto" and (missed or (kept is not None and kept["holds"] is False))
+        slower = kept is not None and kept["holds"] is False
+        return self.placement == "auto" and (missed or slower) and (found is None or found["looked_only"])
 
     def search(
         self,
@@ -97,8 +110,14 @@ class Promise:
         gates: Gates,
         metric: Metric | None,
         time: float,
+        *,
+        left: Sequence[str],
+        look: bool,
     ) -> dict[str, Any] | None:
-        """Give ``result`` the fastest mixture; what was found, as the report has it. None: nothing to place."""
+        """Give ``result`` the fastest mixture; what was found, as the report has it. None: nothing to place.
+
+        ``left``: layers that a budget left in float. ``look``: as :class:`~graphopt.search.measured.Search` has it.
+        """
         step, entry = static_step(pipeline, result)
         if step is None or entry is None or result.exact is None or not get_target(context.target).here:
             return None
@@ -116,16 +135,20 @@ class Promise:
             table,
             self.objective,
             gates.min_speedup,
+            # What a budget left in float was not chosen by its time: others in its place may be faster.
+            look and not self.asked and self.objective == "latency" and not left,
+            frozenset(left),
         )
         try:
             found = search.run()
         except RuntimeFailure:
-            if self.placement == "measured":
+            if self.asked:
                 raise
             return None  # nobody asked for it, and what the rules made is judged all the same
         chosen = found.chosen
         if chosen.result is not None:
-            adopt(result, entry, chosen.model, chosen.result, without(step, sorted(chosen.floats)))
+            made_by = without(step, sorted(chosen.floats), sorted(chosen.uint8))
+            adopt(result, entry, chosen.model, chosen.result, made_by)
         return found.as_dict()
 
     def unchecked(self, gates: Gates, target: str, time: float) -> str | None:
@@ -175,6 +198,11 @@ def told(found: dict[str, Any]) -> str:
     chosen, rules = by_name[found["chosen"]], by_name["rules"]
     if found["regions"] == 0:
         return "placement: all layers stand in branches or bodies of loops, which are timed with the whole model only"
+    if found["looked_only"]:
+        gain = f"{1 - found['predicted']:.0%} faster" if found["predicted"] < 0.995 else "no faster"
+        if found["raced"] is not None:
+            gain += f", but it takes {found['raced']['median']:.3f}x the time"
+        return f"placement: everything in integers; by what regions take here, the best mixture would be {gain}"
     if found["cheapest_in_float"] == found["regions"] and chosen is rules:
         return f"placement: measured here, each of {plural(found['regions'], 'region')} is cheaper in float"
     if chosen is rules:
