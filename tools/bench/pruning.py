@@ -4,8 +4,9 @@
 
 ``coverage``: the structures of tools/architectures.py, beside onnxsim's own pruning where it has one. ``digits``: the
 demo's CNN at several amounts, without repair, with the moments of each output restored, and with both least squares.
-``real``: the same of models of ``make models`` (their own metric on their own data); with ``--torch-python``, beside
-Torch-Pruning where there is a torch network of one. ``sparsity``: zeros in weights instead, of the same models.
+``real``: the same of models of ``make models`` (their own metric on their own data). Both beside onnxsim's own pruning
+and, with ``--torch-python``, Torch-Pruning, at the same share of MACs. ``sparsity``: zeros in weights instead, of real
+models.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -100,24 +103,63 @@ def coverage(share: float) -> None:
         )
 
 
-def accuracy(name: str, source: Any, files: tuple[Path, Path], metric: str, amounts: tuple[float, ...]) -> None:
-    """One row per repair, a column per amount, with the share of MACs really left and the dB of the first output.
+class Judge:
+    """What the model gives on the samples that judge, to hold others against."""
+
+    def __init__(self, plain: ir.Model, samples: Dataset, metric: str) -> None:
+        self.plain, self.samples, self.metric = plain, samples, load_metric(metric)
+        inputs = interface(plain)[0]
+        self.labelled = [{**to_feeds(sample, inputs), **to_labels(sample, inputs)} for sample in samples]
+        self.feed: dict[str, Any] = to_feeds(next(iter(samples)), inputs)
+        self.before = _outputs(plain, samples)
+        self.original = evaluate(self.metric, self.before, self.labelled)
+
+    def cell(self, model: ir.Model, left: float) -> str:
+        """The metric, and in brackets the share of MACs left and the dB of the first output."""
+        after = _outputs(model, self.samples)
+        difference = OutputDifference(next(iter(self.before[0])))
+        for a, b in zip(self.before, after, strict=True):
+            difference.add(a[difference.name], b[difference.name])
+        return f"{evaluate(self.metric, after, self.labelled):.4f} ({left:.2f}, {difference.sqnr:.1f} dB)"
+
+
+def accuracy(
+    name: str,
+    source: Path,
+    files: tuple[Path, Path],
+    metric: str,
+    amounts: tuple[str, ...],
+    options: argparse.Namespace,
+) -> None:
+    """One row per repair and rival, a column per amount, with the share of MACs really left and the dB.
 
     The model is weighed once, and every amount is chosen from the same order.
     """
     plain = graphopt.optimize(source, time=0, verify="off").ir_model
     context, judging = _context(plain, files)
-    judge = load_metric(metric)
-    print(f"| {name} | " + " | ".join(f"{a:.0%} of the MACs" for a in amounts) + " |")
+    judge = Judge(plain, judging, metric)
+    print(f"| {name} ({judge.original:.4f}) | " + " | ".join(f"{float(a):.0%} of the MACs" for a in amounts) + " |")
     print("| --- |" + " ---: |" * len(amounts))
-    before = _outputs(plain, judging)
-    labelled = [{**to_feeds(s, interface(plain)[0]), **to_labels(s, interface(plain)[0])} for s in judging]
+    if not options.rivals_only:
+        own_rows(judge, context, amounts)
+    for everywhere in (False, True):
+        cells = " | ".join(onnxsim_cells(judge, amounts, everywhere))
+        print(f"| onnxsim, {'all layers compete' if everywhere else 'each layer alike'} | {cells} |", flush=True)
+    if options.torch_python:
+        cells = " | ".join(torch_cells(options.torch_python, name, source, judge, amounts))
+        print(f"| Torch-Pruning, magnitude | {cells} |", flush=True)
+    print()
+
+
+def own_rows(judge: Judge, context: Context, amounts: tuple[str, ...]) -> None:
+    """By size of the weights without repair, then by loss with each repair."""
+    plain = judge.plain
     for importance, repairs in (("l2", ("none",)), ("loss", REPAIRS)):
         step = create("prune", {"importance": importance})
         assert isinstance(step, Prune)
         channels = step.find(plain, context)
         paths = step.paths(plain, channels, context)
-        chosen = [choose(channels, paths, "macs", amount, 8) for amount in amounts]
+        chosen = [choose(channels, paths, "macs", float(amount), 8) for amount in amounts]
         for repair in repairs:
             cells = []
             for keep in chosen:
@@ -127,10 +169,67 @@ def accuracy(name: str, source: Any, files: tuple[Path, Path], metric: str, amou
                 Shrinker(model, own, keep).run()
                 if repair != "none":
                     refit(plain, model, layers, context, repair)
-                after = _outputs(model, judging)
-                cells.append(_cell(judge, before, after, labelled, left))
+                cells.append(judge.cell(model, left))
             print(f"| {importance}, repair {repair} | " + " | ".join(cells) + " |", flush=True)
-    print(f"\n{name}: original {evaluate(judge, before, labelled):.4f}; in brackets the share of MACs really left\n")
+
+
+def onnxsim_cells(judge: Judge, amounts: tuple[str, ...], everywhere: bool) -> Iterator[str]:
+    """Of onnxsim's own pruning, at the smallest ratio (in 128ths) that leaves at most each amount of the MACs.
+
+    ``everywhere``: channels of all layers compete, which onnxsim calls global sparsity. It is no default of onnxsim's.
+    """
+    proto, parts = to_proto(judge.plain), 128
+    whole = macs(proto, judge.feed)
+    shares = {0: 1.0}
+
+    def pruned(part: int) -> onnx.ModelProto:
+        from onnxsim import apply_structured_pruning  # here, so that where it is missing is a cell, too
+
+        result: onnx.ModelProto = apply_structured_pruning(proto, part / parts, global_sparsity=everywhere)
+        return result
+
+    def share(part: int) -> float:
+        if part not in shares:
+            shares[part] = macs(pruned(part), judge.feed) / whole
+        return shares[part]
+
+    for amount in amounts:
+        try:
+            low, high = 0, parts - 1
+            if share(high) > float(amount):
+                yield f"leaves {share(high):.2f}"
+                continue
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if share(middle) <= float(amount) else (middle, high)
+            yield judge.cell(load(pruned(high)), share(high))
+        except Exception as error:  # whatever it raises is its row
+            yield type(error).__name__
+
+
+def torch_cells(python: str, name: str, source: Path, judge: Judge, amounts: tuple[str, ...]) -> Iterator[str]:
+    """Of Torch-Pruning on the network in torch; what it exports is counted and judged as the others are."""
+    script = str(Path(__file__).with_name("torch_pruning_rival.py"))
+    proto = to_proto(judge.plain)
+    whole = macs(proto, judge.feed)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        onnx.save(proto, folder / "plain.onnx")
+        np.savez(folder / "sample.npz", **judge.feed)
+        given = [name, str(folder / "plain.onnx"), str(source), str(folder / "sample.npz"), ",".join(amounts), scratch]
+        try:
+            done = subprocess.run([python, script, *given], capture_output=True, text=True, check=False)
+            told, why = (done.stdout.strip() or f"exit {done.returncode}").splitlines()[-1], done.stderr
+        except OSError as error:  # no such interpreter
+            told, why = type(error).__name__, str(error)
+        for amount in amounts:
+            path = folder / f"{amount}.onnx"
+            try:
+                yield judge.cell(load(path), macs(onnx.load(path), judge.feed) / whole) if path.is_file() else told
+            except Exception as error:  # as above
+                yield f"cannot run: {type(error).__name__}"
+        if not all((folder / f"{amount}.onnx").is_file() for amount in amounts):
+            print(why[-1500:], file=sys.stderr)  # why, in full
 
 
 def sparsity(name: str, source: Path, files: tuple[Path, Path], metric: str) -> None:
@@ -146,32 +245,6 @@ def sparsity(name: str, source: Path, files: tuple[Path, Path], metric: str) -> 
             print(
                 f"| {name} | {pattern} | {how} | {found} | {db:.1f} | {after / before:.2f} | {slow:.2f} |", flush=True
             )
-
-
-def torch_pruning(python: str, folder: Path, files: tuple[Path, Path], metric: str, amounts: tuple[float, ...]) -> None:
-    """The row of Torch-Pruning on the network that efficientnet-lite0 was exported from."""
-    plain = load(folder / "model.onnx")
-    _, judging = _context(plain, files)
-    labelled = [{**to_feeds(s, interface(plain)[0]), **to_labels(s, interface(plain)[0])} for s in judging]
-    before, judge = _outputs(plain, judging), load_metric(metric)
-    cells = []
-    for amount in amounts:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "pruned.onnx"
-            script = [python, str(Path(__file__).with_name("torch_pruning_rival.py"))]
-            done = subprocess.run(
-                [*script, str(folder), str(amount), str(path)], capture_output=True, text=True, check=True
-            )
-            after = _outputs(load(path), judging)
-        cells.append(_cell(judge, before, after, labelled, float(done.stdout.split()[-1])))
-    print("| Torch-Pruning, magnitude | " + " | ".join(cells) + " |", flush=True)
-
-
-def _cell(judge: Any, before: list[Any], after: list[Any], labelled: list[Any], left: float) -> str:
-    difference = OutputDifference(next(iter(before[0])))
-    for a, b in zip(before, after, strict=True):
-        difference.add(a[difference.name], b[difference.name])
-    return f"{evaluate(judge, after, labelled):.4f} ({left:.2f}, {difference.sqnr:.1f} dB)"
 
 
 def _context(plain: ir.Model, files: tuple[Path, Path]) -> tuple[Context, Dataset]:
@@ -196,13 +269,14 @@ def main() -> int:
     parser.add_argument("--macs", type=float, default=0.7, help="of coverage")
     parser.add_argument("--amounts", default="0.9,0.8,0.7,0.5", help="shares of the MACs of digits and real")
     parser.add_argument("--torch-python", help="an interpreter with torch and torch-pruning: its row is printed, too")
+    parser.add_argument("--rivals-only", action="store_true", help="of digits and real, only the rivals' rows")
     options = parser.parse_args()
-    amounts = tuple(float(a) for a in options.amounts.split(","))
+    amounts = tuple(options.amounts.split(","))
     if "coverage" in options.what:
         coverage(options.macs)
     if "digits" in options.what:
         files = (DEMO / "calibration.npz", DEMO / "evaluation.npz")
-        accuracy("digits CNN", DEMO / "digits.onnx", files, "accuracy", amounts)
+        accuracy("digits CNN", DEMO / "digits.onnx", files, "accuracy", amounts, options)
     if {"real", "sparsity"} & set(options.what):
         wanted = options.models.split(",") if options.models else [m.name for m in MODELS]
         for known in (m for m in MODELS if m.name in wanted and (CACHE / m.name / "evaluation.npz").is_file()):
@@ -212,9 +286,7 @@ def main() -> int:
             if "sparsity" in options.what:
                 sparsity(known.name, folder / "model.onnx", files, metric)
                 continue
-            accuracy(known.name, folder / "model.onnx", files, metric, amounts)
-            if known.name == "efficientnet-lite0" and options.torch_python:
-                torch_pruning(options.torch_python, folder, files, metric, amounts)
+            accuracy(known.name, folder / "model.onnx", files, metric, amounts, options)
     return 0
 
 
