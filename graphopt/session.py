@@ -120,7 +120,8 @@ class Session:
     or Scan with the turns stacked along the first axis.
     ``permuted`` allows a tap to come in the runtime's own layout, which is cheaper; see :func:`_unreorder`. ``sizes``
     are Size nodes put into the graph and run as soon as they can, so that nothing is kept alive for them. ``profile``
-    records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float.
+    records what each node takes; see :meth:`profiled`. ``integers`` False computes Q/DQ models in float;
+    ``arena`` False gives back what a run took when it ends.
 
     Large weights in a data file are read from that file in place (:func:`graphopt.references.referring`). Their kernels
     then do not repack them, which would copy every weight, unless the session is ``timed``. More of them than
@@ -143,11 +144,13 @@ class Session:
         timed: bool = False,
         profile: bool = False,
         integers: bool = True,
+        arena: bool = True,
     ) -> None:
         options = _session_options(optimize=optimize, threads=threads, sizes_first=bool(sizes))
         # Planned in time that grows with the square of the values alive: 8 s for a Concat of 20,000, which then runs in
         # 0.03 s. It changes no number, so that only a session that is timed has to have it as users do.
         options.enable_mem_pattern = timed or profile
+        options.enable_cpu_mem_arena = arena
         given = model if isinstance(model, Loadable) else loadable(model, taps=taps, outputs=outputs, sizes=sizes)
         source, folder, self._scratch = given.source, given.folder, given.scratch
         if optimize and given.fatal is not None:

@@ -13,7 +13,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 from conftest import DATA, MODELS, run_cli
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from test_schema import check
 
 import graphopt
@@ -27,6 +27,7 @@ from graphopt.storage import save
 from graphopt.training import Variable
 from graphopt.training.losses import LOSS, Objective, Pair, parse
 from graphopt.training.optimizers import Optimizer, cosine
+from graphopt.training.steps import Steps
 
 Watch = Callable[[Path], AbstractContextManager[None]]
 RNG = np.random.default_rng(3)
@@ -411,3 +412,34 @@ def test_weights_inside_a_branch_learn(images: dict[str, Any]) -> None:
         numpy_helper.to_array(a.t) for item in body for n in item.g.node for a in n.attribute if a.name == "value"
     ]
     assert stored[0][0] == pytest.approx(2.0, abs=0.1)
+
+
+def test_frozen_tables_are_held_once_whatever_the_lengths(workplace: Path) -> None:
+    """A text model has a graph for each length; its embedding table stays out of them, and is not trained."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((8192, 64)).astype(np.float32)
+    weight = rng.standard_normal((64, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["y"]),
+        helper.make_node("ReduceMean", ["y"], [LOSS], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "text",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info(LOSS, TensorProto.FLOAT, [])],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    steps = Steps(model, [Variable("w", weight.copy())], threads=1)
+    for length in (2, 3, 5):
+        ids = rng.integers(0, 8192, length)
+        loss, gradients = steps.gradients({"ids": ids})
+        assert loss == pytest.approx(float((table[ids] @ weight).mean()), rel=1e-5)
+        expected = np.repeat(table[ids].mean(axis=0)[:, None] / 4, 4, axis=1)
+        np.testing.assert_allclose(gradients["w"], expected, rtol=1e-4, atol=1e-6)
+        assert list(gradients) == ["w"]
+    held = [g.concrete.model.ByteSize() for g in steps._graphs.values()]
+    assert len(held) == 3
+    assert max(held) < 100_000, "2 MB of table are not in any of them"

@@ -1,10 +1,11 @@
-"""MiniLM with three of its six layers, taught by the whole one on sentences nobody labelled.
+"""MiniLM with three of its six layers, pruned or in integers, taught by the whole one on sentences nobody labelled.
 
-    python tools/bench/distill.py [--keep 0,2,4] [--sentences 1500] [--steps 600] [--batch 16] [--lr LR] [--match]
+    python tools/bench/distill.py [--student layers|pruned|int8] [--sentences 1500] [--steps 600] [--batch 16] [--lr LR]
 
-The student is the teacher without the other layers; it learns from sentences in the docstrings of the standard library,
-as the model's evaluation data are, none of which is among them. ``--match``: its inner layers learn from the teacher's,
-too. Prints the metric (how often the nearest sentence is the teacher's) before and after. Needs ``make models``.
+The student is the teacher without the other layers than ``--keep 0,2,4`` (or pruned to 0.7 of its MACs, or W8A8); it
+learns from sentences in the docstrings of the standard library, as the model's evaluation data are, none of which is
+among them. ``--match``: its inner layers learn from the teacher's, too. Prints the metric (how often the nearest
+sentence is the teacher's) before and after. Needs ``make models``.
 """
 
 from __future__ import annotations
@@ -55,6 +56,16 @@ def student(keep: list[int], layers: int = 6) -> ir.Model:
     return graphopt.optimize(model, passes=["remove-unused"], time=0, verify="off").ir_model
 
 
+def made(what: str, keep: list[int]) -> Any:
+    """The student."""
+    given = {"data": FOLDER / "calibration.npz", "time": 0, "threads": 1}
+    if what == "pruned":
+        return graphopt.prune(FOLDER / "model.onnx", macs=0.7, **given).ir_model
+    if what == "int8":
+        return graphopt.quantize(FOLDER / "model.onnx", **given).ir_model
+    return student(keep)
+
+
 def corpus(count: int) -> list[str]:
     """Sentences of the standard library, none of them one that the model is calibrated or judged on."""
     held = set(sentences())
@@ -89,6 +100,7 @@ def encoded(texts: list[str]) -> dict[str, Any]:
 def main() -> int:
     """Print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="layers", choices=("layers", "pruned", "int8"))
     parser.add_argument("--keep", default="0,2,4", help="layers that the student has")
     parser.add_argument("--sentences", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=600)
@@ -108,7 +120,7 @@ def main() -> int:
         started = time.perf_counter()
         try:
             report = graphopt.finetune(
-                student(keep),
+                made(options.student, keep),
                 teacher=FOLDER / "model.onnx",
                 data=data,
                 eval_data=FOLDER / "evaluation.npz",
@@ -124,7 +136,8 @@ def main() -> int:
             report = error.report or {}
         seconds = time.perf_counter() - started
     metric, entry = report["metric"], report["ledger"][-1]["metrics"]
-    print(f"layers {options.keep} of 6, {len(texts)} sentences, {options.steps} steps of {options.batch}")
+    what = f"layers {options.keep} of 6" if options.student == "layers" else options.student
+    print(f"{what}, {len(texts)} sentences, {options.steps} steps of {options.batch}")
     print(f"retrieval agreement {metric['original']:.4f} -> {metric['candidate']:.4f} ", end="")
     print(f"(95 %: {metric['low']:+.4f} to {metric['high']:+.4f}), {seconds:.0f} s, {report['error'] or 'written'}")
     print({key: entry[key] for key in ("loss", "judged", "steps", "seconds_per_step") if key in entry})
