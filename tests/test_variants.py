@@ -187,3 +187,22 @@ def test_a_cut_that_is_not_faster_as_a_whole_is_not_searched(
             assert found["left_in_float"] == []
             assert any(note.endswith("faster, but it takes 1.010x the time") for note in report["notes"])
         check(report, "made")
+
+
+def test_where_the_table_calls_all_of_it_cheaper_in_float_a_mixture_is_raced(
+    made_up: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses of a few percent are noise; whether the mixture wins, wholes tell."""
+
+    def observe(self: Pricing, *_: Any) -> None:
+        for unit in self.units:
+            self.table.entries[self.unit_key(unit, integer=False)] = 1000
+            close = unit.name.startswith("/block2")
+            self.table.entries[self.unit_key(unit, integer=True)] = 1050 if close else 5000
+
+    monkeypatch.setattr(Pricing, "observe", observe)
+    found = graphopt.quantize(DIGITS, **OPTIONS, time=0.01, placement="measured", allow_slower=True).report["placement"]
+    assert found["cheapest_in_float"] == found["regions"]
+    generous = next(c for c in found["candidates"] if c["name"] == "generous cut 1")
+    assert 0 < generous["in_float"] < found["regions"]
+    assert "generous cut 1" in made_up

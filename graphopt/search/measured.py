@@ -40,6 +40,9 @@ _FLIP_TIME = 4.0
 _MARGIN = 0.1
 """What a region has to gain for the cautious cut, of its time in float."""
 
+_GENEROUS = (0.1, 0.2, 0.3)
+"""Shares of what regions take in integers that a generous cut leaves out."""
+
 _WORTH = 0.03
 """Of the time of all regions, what the cheapest placement has to save by the table for a look to become a search: costs
 of single regions are a few percent off, and a search takes tens of seconds."""
@@ -212,12 +215,23 @@ class Search:
             floats = cut(self.units, pricing.prices())
             if floats in {candidate.floats for candidate in candidates}:
                 break
-            made = self._build(f"cut {index + 1}", Mixture(floats))
-            if made is None:
+            made = self._build(f"cut {index + 1}", Mixture(floats)) or self._generous(f"generous cut {index + 1}", pricing)
+            if made is None or made.floats in {candidate.floats for candidate in candidates}:
                 break
             candidates.append(made)
             pricing.observe([made.model], self.feeds, _PROFILE_SECONDS)
         return candidates
+
+    def _generous(self, name: str, pricing: Pricing) -> Candidate | None:
+        """Where the cut leaves nothing in integers: what it leaves if they are thought cheaper than the table says. On
+        rapidocr-cls mixtures of that kind were faster than either side when they ran."""
+        prices = pricing.prices()
+        for share in _GENEROUS:
+            floats = cut(self.units, prices, {name: -round(share * ns) for name, ns in prices.in_integers.items()})
+            made = self._build(name, Mixture(floats))
+            if made is not None:
+                return made
+        return None
 
     def _cautious(self, candidates: Sequence[Candidate], pricing: Pricing) -> list[Candidate]:
         """The cut once more, for regions that gain a good deal only: small gains are the first to be noise."""
