@@ -215,7 +215,8 @@ class Search:
             floats = cut(self.units, pricing.prices())
             if floats in {candidate.floats for candidate in candidates}:
                 break
-            made = self._build(f"cut {index + 1}", Mixture(floats)) or self._generous(f"generous cut {index + 1}", pricing)
+            name = f"cut {index + 1}"
+            made = self._build(name, Mixture(floats)) or self._generous(f"generous {name}", pricing)
             if made is None or made.floats in {candidate.floats for candidate in candidates}:
                 break
             candidates.append(made)
