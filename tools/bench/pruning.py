@@ -72,7 +72,7 @@ def rival(proto: onnx.ModelProto, feed: dict[str, Any]) -> str:
         return type(error).__name__
 
 
-def coverage(share: float) -> None:
+def coverage(share: float, multiple: int) -> None:
     """One row per structure; onnxsim is asked for half of all channels, and what it leaves of the MACs is shown."""
     print(f"| structure | MACs left at --macs {share:g} | valid at two sizes | latency ratio | onnxsim at half |")
     print("| --- | ---: | --- | ---: | ---: |")
@@ -81,7 +81,7 @@ def coverage(share: float) -> None:
         samples = [feeds(proto, 1, 16 if i % 2 else 24) for i in range(8)]
         plain = to_proto(graphopt.optimize(proto, time=0).ir_model)
         try:
-            result = graphopt.prune(proto, data=samples, macs=share, multiple=4, time=0).model
+            result = graphopt.prune(proto, data=samples, macs=share, multiple=multiple, time=0).model
         except GraphoptError as error:
             print(f"| {name} | {error} | | | {rival(plain, samples[0])} |", flush=True)
             continue
@@ -267,13 +267,14 @@ def main() -> int:
     parser.add_argument("what", nargs="*", default=["coverage", "digits"], help="coverage, digits, real, sparsity")
     parser.add_argument("--models", help="comma-separated names of real models (default: all that are fetched)")
     parser.add_argument("--macs", type=float, default=0.7, help="of coverage")
+    parser.add_argument("--multiple", type=int, default=8, help="of coverage: what channels are rounded to")
     parser.add_argument("--amounts", default="0.9,0.8,0.7,0.5", help="shares of the MACs of digits and real")
     parser.add_argument("--torch-python", help="an interpreter with torch and torch-pruning: its row is printed, too")
     parser.add_argument("--rivals-only", action="store_true", help="of digits and real, only the rivals' rows")
     options = parser.parse_args()
     amounts = tuple(options.amounts.split(","))
     if "coverage" in options.what:
-        coverage(options.macs)
+        coverage(options.macs, options.multiple)
     if "digits" in options.what:
         files = (DEMO / "calibration.npz", DEMO / "evaluation.npz")
         accuracy("digits CNN", DEMO / "digits.onnx", files, "accuracy", amounts, options)
