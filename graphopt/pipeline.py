@@ -318,16 +318,17 @@ def _place(
 ) -> None:
     """Look for the fastest mixture; ``result`` becomes it and ``report`` says how."""
     before = result.model
-    left = kept.left if kept is not None else ()
-    found = promise.search(result, pipeline, model, context, options.gates, metric, options.time, left=left, look=look)
+    found = promise.search(result, pipeline, model, context, options.gates, metric, options.time, kept=kept, look=look)
     if found is None:
         return
-    report["notes"] = [n for n in report["notes"] if report["placement"] is None or n != told(report["placement"])]
+    gone = [] if report["placement"] is None else [told(report["placement"])]
+    if kept is not None and result.model is not before:
+        kept.again(result.model, found["left_in_float"])
+        gone.append(kept.note)
+    report["notes"] = [note for note in report["notes"] if note not in gone]
     report["placement"] = found
     report["ledger"] = [entry.as_dict() for entry in result.ledger]
     report["notes"].append(told(found))
-    if kept is not None and result.model is not before:
-        kept.again(result.model)
 
 
 def requested(model: ir.Model, options: Options) -> list[Pass]:

@@ -87,6 +87,8 @@ class QuantizeStatic(Pass):
     contract: ClassVar[Contract] = "approximate"
 
     def __post_init__(self) -> None:
+        for name in ("exclude", "include", "uint8"):  # given as a list, say: searches remember by step
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.max_drop != "":
             parse_drop(str(self.max_drop), 1.0)
         if self.observer not in OBSERVERS:
@@ -278,7 +280,8 @@ class QuantizeStatic(Pass):
         """Whether this layer gets 7-bit weights where they will do, because products with 8-bit ones saturate."""
         saturates = get_target(context.target).saturates and not (context.this_cpu and not this_cpu().saturates)
         # The depthwise kernel widens to 16 bits before it multiplies: exact everywhere (tools/bench/saturation.py).
-        return self.weights == "auto" and saturates and not layer.depthwise
+        free = self.weights == "auto" and not (self.uint8 and matches(layer.node, self.uint8))
+        return free and saturates and not layer.depthwise
 
     def _fused_readers(self, model: ir.Model, target: Target, context: Context) -> Mapping[str, int]:
         """See :attr:`Context.fused_readers`; empty where it changes nothing for the target."""

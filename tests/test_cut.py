@@ -123,6 +123,13 @@ def test_the_hull_is_the_lower_convex_hull_of_all_placements(seed: int) -> None:
         assert min(time + weight * damage for time, damage in points) == pytest.approx(best)
 
 
+def test_a_layer_that_ruins_an_output_is_the_first_in_float() -> None:
+    found, prices = chain((50, 10), (50, 10), (50, 10))
+    points = hull(found, prices, {"n0": 0.1, "n1": float("inf"), "n2": 0.2})
+    assert points[0].floats == frozenset(), "nothing weighs anything there"
+    assert all("n1" in mixture.floats for mixture in points[1:])
+
+
 def chain(*sides: tuple[int, int]) -> tuple[list[Unit], Prices]:
     """Units one after the other, each (in float, in integers); every conversion costs 10."""
     graph = helper.make_graph(

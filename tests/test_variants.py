@@ -67,19 +67,24 @@ def weight_kinds(path: Path) -> dict[str, str]:
     return {n.name: str(made[n.input[1]].dtype) for n in heavy if n.input[1] in made}
 
 
-@pytest.fixture
-def dense(workplace: Path) -> dict[str, Any]:
-    """Three dense layers of weights and inputs as wide as a normal distribution: 7 bits cost more than the input's 8,
+@pytest.fixture(params=[3])
+def dense(request: pytest.FixtureRequest, workplace: Path) -> dict[str, Any]:
+    """So many dense layers of weights and inputs as wide as a normal distribution: 7 bits cost more than the input's 8,
     though not ten times as much."""
     rng = np.random.default_rng(0)
-    weights = [numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32) / 8, f"w{i}") for i in range(3)]
-    nodes = [helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"], name=f"layer{i}") for i in range(3)]
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32) / 8, f"w{i}")
+        for i in range(request.param)
+    ]
+    nodes = [
+        helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"], name=f"layer{i}") for i in range(request.param)
+    ]
     shape = ["n", 64]
     graph = helper.make_graph(
         nodes,
         "dense",
         [helper.make_tensor_value_info("v0", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("v3", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(f"v{request.param}", TensorProto.FLOAT, shape)],
         weights,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "dense.onnx")
@@ -206,3 +211,31 @@ def test_where_the_table_calls_all_of_it_cheaper_in_float_a_mixture_is_raced(
     generous = next(c for c in found["candidates"] if c["name"] == "generous cut 1")
     assert 0 < generous["in_float"] < found["regions"]
     assert "generous cut 1" in made_up
+
+
+@pytest.mark.parametrize("dense", [1], indirect=True)
+def test_what_no_layer_in_float_can_save_other_weights_may(
+    made_up: list[str], dense: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer: without it nothing is quantized, so that the budget's own search finds nothing."""
+    monkeypatch.setattr("graphopt.judge.SLOWER", 100.0)  # it takes a few microseconds either way
+    plain = {w: graphopt.quantize("dense.onnx", **dense, weights=w, time=0).report for w in ("s7", "u8")}
+    narrow, wide = (report["comparison"]["outputs"][0]["sqnr_db"] for report in plain.values())
+    report = graphopt.quantize("dense.onnx", **dense, time=0.01, min_sqnr=(narrow + wide) / 2).report
+    assert report["placement"]["uint8_weights"] == ["layer0"]
+    assert any(note.startswith("placement: uint8 weights in 1 layer, because") for note in report["notes"])
+    assert not any("no quantized part keeps" in note for note in report["notes"])
+
+
+def test_a_budget_of_the_pass_alone_is_not_searched_away(
+    made_up: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the table everything belongs into integers again, which the budget of the pass does not bear."""
+    monkeypatch.setattr("graphopt.search.measured.race", lambda *_, **__: {"cut 1": (0.5, 0.4, 0.6)})
+    whole = graphopt.quantize(DIGITS, **OPTIONS, time=0).report["comparison"]["outputs"][0]["sqnr_db"]
+    Path("r.toml").write_text(f'[[pass]]\nuse = "quantize-static"\nmin-sqnr = {whole + 3}\n')
+    command = ["optimize", DIGITS, "-o", "q.onnx", "--recipe", "r.toml", "--samples", "32", "--time", "0.01", "--json"]
+    ran = run_cli(*command, "--data", OPTIONS["data"], "--eval-data", OPTIONS["eval_data"])
+    assert ran.code in (0, 3), ran.err  # times are real: it may come out slower
+    assert ran.json["placement"] is None
+    assert ran.json["comparison"]["outputs"][0]["sqnr_db"] >= whole + 2.5

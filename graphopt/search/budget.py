@@ -162,6 +162,7 @@ class Kept:
     holds: bool | None
     damages: list[LayerDamage] | None = None
     left: list[str] = field(default_factory=list)
+    note: str = ""
 
     def floor(self) -> dict[str, Any] | None:
         """As the report has it; None where the user said what to keep to."""
@@ -177,8 +178,9 @@ class Kept:
             "outputs_not_judged": dict(sorted(self.limit.unjudged.items())),
         }
 
-    def again(self, model: ir.Model) -> None:
-        """Measure what ``model``, made of it by somebody else, keeps to."""
+    def again(self, model: ir.Model, left: list[str]) -> None:
+        """Measure what ``model``, made of it by somebody else with ``left`` in float, keeps to."""
+        self.left = left
         if self.limit.floor is not None and self.holds is not None:
             self.holds = self.limit(model)
             self.after = self.limit.sqnr
@@ -224,9 +226,9 @@ def keep_to_budget(
         return None
     kept = Kept(limit, before, found.sqnr, found.model is not None, found.damages)
     if found.model is None or found.result is None:
-        result.notes.append(
-            f"no quantized part keeps to {limit.told}: layers went back to float worst first, until one was left"
-        )
+        how = "layers went back to float worst first, until one was left"
+        kept.note = f"no quantized part keeps to {limit.told}: {how}"
+        result.notes.append(kept.note)
         kept.after = before
         return kept
     adopt(result, entry, found.model, found.result, without(step, [d.layer for d in found.excluded]))
@@ -240,6 +242,7 @@ def keep_to_budget(
             f": the worst output had {before:.1f} dB on {len(limit.samples)} calibration samples held back, now it has "
             f"{found.sqnr:.1f}; --min-sqnr sets another floor"
         )
+    kept.note = many
     result.notes.append(many)
     return kept
 

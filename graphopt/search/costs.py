@@ -189,7 +189,8 @@ class Pricing:
     def own(self) -> CostTable:
         """What of the table is about this model."""
         keys = {self.unit_key(unit, integer=side) for unit in self.units for side in (False, True)}
-        keys |= {self.of(UINT8).unit_key(unit, integer=True) for unit in self.units}
+        other = self.of(UINT8)
+        keys |= {other.unit_key(unit, integer=True) for unit in self.units}
         for border in self.borders:
             keys |= {f"{what} {self._shape(border.value)}" for what in ("quantize", "dequantize")}
             keys |= {self.quantize_key(border)} if border.readers else set()

@@ -59,7 +59,7 @@ class Search:
 
     ``rules``: the quantized model that the rules made, and the budget, which left the layers ``left`` in float.
     ``holds``: whether a quantized model keeps to the budget; None: there is none. ``feeds``: what is run. ``look``:
-    take the rules where the table of costs says that nothing is much faster, and build nothing else. ``objective`` and
+    take the rules where the table of costs, or a race with its cut, says that nothing is faster. ``objective`` and
     ``min_speedup``: as :func:`graphopt.search.racing.best` takes them.
     """
 
@@ -78,7 +78,9 @@ class Search:
     left: frozenset[str] = frozenset()
     units: list[Unit] = field(default_factory=list)
     narrow: frozenset[str] = frozenset()
-    """Layers that get 7-bit weights, and might have uint8 ones instead."""
+    """Layers that get 7-bit weights where they will do, and might have uint8 ones."""
+    stuck: frozenset[str] = frozenset()
+    """What the budget left in float in a branch or the body of a loop: no region, and in float in every mixture."""
 
     def run(self) -> Measured:
         """Search; with a cost table that exists already nothing is measured, so that it decides alone."""
@@ -115,12 +117,14 @@ class Search:
         # What stands in a branch is not profiled by itself: it is as the rules say, and timed as part of the whole.
         self.units = [unit for unit in units(placement, target) if unit.nodes[0].graph is self.exact.graph]
         layers = {label(layer.node) for layer in placement.layers if self.step.seven_bits(layer, self.context)}
-        self.narrow = frozenset(layers & {unit.name for unit in self.units})
+        names = {unit.name for unit in self.units}
+        self.narrow, self.stuck, self.left = frozenset(layers & names), self.left - names, self.left & names
         threads = self.context.threads or 1
         sizes = {name: array.shape for name, array in self.feeds[0].items()}
         known = shapes(to_proto(self.exact), sizes)
         table = read_table(self.table) if given and self.table is not None else cached(this_machine(threads))
         kind = f"{self.step.weights}{' this cpu' if self.context.this_cpu else ''}"
+        kind += f" and uint8 {','.join(self.step.uint8)}" if self.step.uint8 else ""
         return Pricing(table, self.exact, self.units, known, kind, threads)
 
     def _decided(self, pricing: Pricing) -> Measured:
@@ -154,7 +158,6 @@ class Search:
 
     def _search(self, pricing: Pricing) -> Measured:
         """Cut, build, profile and cut again; then time what was built as a whole."""
-        self._observe(pricing)
         if self.look:
             found = self._looked(pricing)
             if found is not None:
@@ -181,6 +184,7 @@ class Search:
 
     def _looked(self, pricing: Pricing) -> Measured | None:
         """The rules, where the cut saves too little by the table, or is not clearly faster as a whole; None: search."""
+        self._observe(pricing)
         prices = pricing.prices()
         floats = cut(self.units, prices)
         now = price(self.units, prices, frozenset())
@@ -247,7 +251,7 @@ class Search:
         if floats >= {unit.name for unit in self.units if unit.layer}:
             return None
         model = clone(self.exact)
-        result = quantize_without(model, self.step, self.context, sorted(floats), sorted(mixture.uint8))
+        result = quantize_without(model, self.step, self.context, sorted(floats | self.stuck), sorted(mixture.uint8))
         if not result.changes:
             return None
         why = f"left in float: measured here, the model is {WAYS[self.objective]} that way"
@@ -310,9 +314,9 @@ class Search:
                 other.run(model, self.context)
                 second.observe([model], self.feeds, _PROFILE_SECONDS)
             spent = second.prices().in_integers
-            prices.in_uint8 = {name: spent[name] for name in sorted(self.narrow) if spent[name] < prices.in_float[name]}
+            prices.in_uint8 = {name: spent[name] for name in sorted(self.narrow)}
             step = replace(other, include=exactly(prices.in_uint8))
-            done_in_uint8 = {d.layer: d.damage for d in damages(self.exact, step)} if prices.in_uint8 else {}
+            done_in_uint8 = {d.layer: d.damage for d in damages(self.exact, step)}
         return hull(self.units, prices, done, done_in_uint8)
 
     def _best(self, candidates: Sequence[Candidate], table: CostTable) -> Candidate | None:
@@ -375,4 +379,4 @@ class Search:
         return ratios["float"]
 
     def _fingerprint(self) -> str:
-        return f"{fingerprint(self.exact)[:16]} {replace(self.step).options()}"
+        return f"{fingerprint(self.exact)[:16]} {self.step.options()}{' this cpu' if self.context.this_cpu else ''}"

@@ -14,6 +14,7 @@ there is another kernel, pays the less of the two at each lambda: both read the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -181,7 +182,11 @@ def hull(
 
     ``in_uint8``: what units that may have uint8 weights damage with these.
     """
-    wide = {name: d for name, d in (in_uint8 or {}).items() if name in prices.in_uint8}
+    # A layer alone may ruin an output (its shape changes): that outweighs whatever the others do together.
+    finite = [d for each in (damages, in_uint8 or {}) for d in each.values() if math.isfinite(d)]
+    ruin = 2 * sum(finite) + 1
+    damages = {name: d if math.isfinite(d) else ruin for name, d in damages.items()}
+    wide = {n: d if math.isfinite(d) else ruin for n, d in (in_uint8 or {}).items() if n in prices.in_uint8}
     everything = Mixture(frozenset(unit.name for unit in found))
 
     def spent(mixture: Mixture) -> float:

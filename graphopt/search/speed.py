@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError, RuntimeFailure, command
-from graphopt.judge import SLOWER, Verdict, time_both, timed_feeds
+from graphopt.judge import SLOWER, Verdict, fits_timing, time_both, timed_feeds
 from graphopt.report.units import plural, seconds
 from graphopt.search.budget import adopt, static_step, without
 from graphopt.search.costs import read_table
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from graphopt.base import Context, Gates, Pipeline
     from graphopt.gates import Metric
     from graphopt.ledger import RunResult
+    from graphopt.search.budget import Kept
 
 _AGAIN = 3.0
 """A model that looks slower is timed again, for this many times as long, before it is refused: machines are busy."""
@@ -111,17 +111,23 @@ class Promise:
         metric: Metric | None,
         time: float,
         *,
-        left: Sequence[str],
+        kept: Kept | None,
         look: bool,
     ) -> dict[str, Any] | None:
         """Give ``result`` the fastest mixture; what was found, as the report has it. None: nothing to place.
 
-        ``left``: layers that a budget left in float. ``look``: as :class:`~graphopt.search.measured.Search` has it.
+        ``kept``: what a budget made of it. ``look``: as :class:`~graphopt.search.measured.Search` has it.
         """
         step, entry = static_step(pipeline, result)
         if step is None or entry is None or result.exact is None or not get_target(context.target).here:
             return None
-        holds = limit_of(original, context, gates, metric)
+        later = any(other.changes for other in result.ledger[result.ledger.index(entry) + 1 :])
+        if later or step.max_drop != "" or step.min_sqnr:
+            return None  # what came after it built on it; a budget of its own was kept to against what it was given
+        if not self.asked and not fits_timing(original, result.model):
+            return None
+        holds = kept.limit if kept is not None else limit_of(original, context, gates, metric)
+        left = frozenset(kept.left if kept is not None else ())
         table = Path(self.cost_table) if self.cost_table is not None else None
         search = Search(
             original,
@@ -135,9 +141,14 @@ class Promise:
             table,
             self.objective,
             gates.min_speedup,
-            # What a budget left in float was not chosen by its time: others in its place may be faster.
-            look and not self.asked and self.objective == "latency" and not left,
-            frozenset(left),
+            # What a budget left in float was not chosen by its time: others in its place may be faster. And where
+            # nothing kept to it, other weights may.
+            look
+            and not self.asked
+            and self.objective == "latency"
+            and not left
+            and (kept is None or kept.holds is not False),
+            left,
         )
         try:
             found = search.run()
@@ -147,7 +158,7 @@ class Promise:
             return None  # nobody asked for it, and what the rules made is judged all the same
         chosen = found.chosen
         if chosen.result is not None:
-            made_by = without(step, sorted(chosen.floats), sorted(chosen.uint8))
+            made_by = without(step, sorted(chosen.floats | search.stuck), sorted(chosen.uint8))
             adopt(result, entry, chosen.model, chosen.result, made_by)
         return found.as_dict()
 
@@ -208,10 +219,13 @@ def told(found: dict[str, Any]) -> str:
     if chosen is rules:
         return f"placement: nothing of {plural(len(by_name), 'mixture')} measured here is better than the rules alone"
     way = WAYS[found["objective"]]
-    text = f"placement: {plural(chosen['in_float'], 'region')} left in float, because the model is {way} that way"
+    parts = [f"{plural(chosen['in_float'], 'region')} left in float"] if chosen["in_float"] else []
+    parts += [f"uint8 weights in {plural(chosen['uint8_weights'], 'layer')}"] if chosen["uint8_weights"] else []
+    text = f"placement: {' and '.join(parts) or 'everything in integers'}, because the model is {way} that way"
     if chosen["ratio"] is None or rules["ratio"] is None:
         return f"{text}, says {found['cost_table']['source']}"
     return (
-        f"{text}: {chosen['ratio']['median']:.3f}x the original's time, everything in integers "
+        f"{text}: {chosen['ratio']['median']:.3f}x the original's time, "
+        f"{'by the rules and the budget' if rules['in_float'] else 'everything in integers'} "
         f"{rules['ratio']['median']:.3f}x, the simplified float model {found['all_float']['median']:.3f}x"
     )
