@@ -131,11 +131,7 @@ def judge(
         _no_smaller(verdict, sizes)
         _optimization_gap(verdict, original, candidate, after, feeds, context)
         _collapse(verdict)
-    if seconds > 0 and not fits_timing(original, candidate):
-        together = size(referred_bytes(original) + referred_bytes(candidate))
-        why = f"each model's weights are copied for that, and together they take {together}"
-        verdict.notes.append(f"not timed: {why}, more than a quarter of this machine's memory")
-    elif seconds > 0:
+    if seconds > 0 and _can_be_timed(verdict, original, candidate):
         verdict.feeds = feeds
         time_both(verdict, original, candidate, context, seconds=seconds)
     _gate(verdict, gates, sizes)
@@ -145,6 +141,15 @@ def judge(
 def fits_timing(original: ir.Model, candidate: ir.Model) -> bool:
     """Whether there is memory to time both: a session that is timed copies the weights that others leave in files."""
     return referred_bytes(original) + referred_bytes(candidate) <= total_memory() // 4
+
+
+def _can_be_timed(verdict: Verdict, original: ir.Model, candidate: ir.Model) -> bool:
+    if fits_timing(original, candidate):
+        return True
+    together = size(referred_bytes(original) + referred_bytes(candidate))
+    why = f"each model's weights are copied for that, and together they take {together}"
+    verdict.notes.append(f"not timed: {why}, more than a quarter of this machine's memory")
+    return False
 
 
 def _no_smaller(verdict: Verdict, sizes: tuple[int, int]) -> None:

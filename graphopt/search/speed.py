@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from graphopt.base import Context, Gates, Pipeline
     from graphopt.gates import Metric
-    from graphopt.ledger import RunResult
+    from graphopt.ledger import LedgerEntry, RunResult
+    from graphopt.passes.quantize_static import QuantizeStatic
     from graphopt.search.budget import Kept
 
 _AGAIN = 3.0
@@ -121,10 +122,7 @@ class Promise:
         step, entry = static_step(pipeline, result)
         if step is None or entry is None or result.exact is None or not get_target(context.target).here:
             return None
-        later = any(other.changes for other in result.ledger[result.ledger.index(entry) + 1 :])
-        if later or step.max_drop != "" or step.min_sqnr:
-            return None  # what came after it built on it; a budget of its own was kept to against what it was given
-        if not self.asked and not fits_timing(original, result.model):
+        if not _free(step, entry, result) or not (self.asked or fits_timing(original, result.model)):
             return None
         holds = kept.limit if kept is not None else limit_of(original, context, gates, metric)
         left = frozenset(kept.left if kept is not None else ())
@@ -186,6 +184,13 @@ class Promise:
         if verdict.slower:
             time_both(verdict, original, candidate, context, seconds=_AGAIN * time)
         return {"limit": SLOWER, "checked": True, "holds": not verdict.slower, "why": measured(verdict)}
+
+
+def _free(step: QuantizeStatic, entry: LedgerEntry, result: RunResult) -> bool:
+    """Whether another quantized model may take its place: a pass behind it may have built on it, and a budget of its
+    own was kept to against what it was given."""
+    later = any(other.changes for other in result.ledger[result.ledger.index(entry) + 1 :])
+    return not later and step.max_drop == "" and not step.min_sqnr
 
 
 def untold(kept: dict[str, Any] | None) -> list[str]:
