@@ -87,8 +87,11 @@ class QuantizeStatic(Pass):
     contract: ClassVar[Contract] = "approximate"
 
     def __post_init__(self) -> None:
-        for name in ("exclude", "include", "uint8"):  # given as a list, say: searches remember by step
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("exclude", "include", "uint8"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise ValueError(f"{name} is one string; give a list of patterns: [{given!r}]")
+            object.__setattr__(self, name, tuple(given))  # searches remember by step, so that it has to be hashable
         if self.max_drop != "":
             parse_drop(str(self.max_drop), 1.0)
         if self.observer not in OBSERVERS:
@@ -148,12 +151,12 @@ class QuantizeStatic(Pass):
                 f"{target.name} wants every operator in integers, which quantize does not write yet; use the vendor's "
                 f"tool and have its file judged: graphopt lint M --target {target.name}"
             )
-        wanted = "int8" if self.weights in ("s8", "s7") and not self.uint8 else "uint8"
-        if (self.weights != "auto" or self.uint8) and wanted not in target.weight["types"]:
-            asked = "uint8 names layers that get others" if self.uint8 else f"--weights is {self.weights}"
-            raise PreconditionError(
-                f"{target.name} takes {' or '.join(target.weight['types'])} weights and {asked}; leave it out"
-            )
+        asked = [(self.weights, f"--weights is {self.weights}")] if self.weights != "auto" else []
+        asked += [("u8", "uint8 names layers that get others")] if self.uint8 else []
+        for kind, told in asked:
+            if ("uint8" if kind == "u8" else "int8") not in target.weight["types"]:
+                takes = " or ".join(target.weight["types"])
+                raise PreconditionError(f"{target.name} takes {takes} weights and {told}; leave it out")
 
     def _nothing(self, placement: Placement, target: Target, gone: list[Skip]) -> PassResult:
         return PassResult(skipped=gone + placement.skipped or [Skip("(graph)", f"it has no {', '.join(target.heavy)}")])

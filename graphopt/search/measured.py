@@ -93,7 +93,7 @@ class Search:
             found.table = pricing.own()
             if self.table is not None:
                 found.table.write(self.table)
-        found.objective = self.objective
+        found.objective, found.stuck = self.objective, self.stuck
         found.source = str(self.table) if given else "measured"
         found.seconds = time.perf_counter() - started
         return found

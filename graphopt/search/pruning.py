@@ -37,15 +37,7 @@ _WASTED = 0.04
 
 
 class Faster(Promise):
-    """That what was pruned is faster here than what came in."""
-
-    def measures(self, target: str, time: float) -> bool:
-        """There is nothing to place."""
-        return False
-
-    def again(self, verdict: Verdict, kept: dict[str, Any] | None, found: dict[str, Any] | None) -> bool:
-        """Nor afterwards."""
-        return False
+    """That what was pruned is faster here than what came in. (There is nothing to place: it has no static step.)"""
 
     def keep(
         self, verdict: Verdict, original: ir.Model, candidate: ir.Model, context: Context, gates: Gates, time: float

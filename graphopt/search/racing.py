@@ -61,7 +61,8 @@ class Measured:
     """``chosen`` among ``candidates``; ``table`` says why. ``cheapest``: what the last cut leaves in float, of
     ``regions``; ``predicted``: the time of all regions that way over what they take by the rules, by the table.
     ``raced``: the time of that mixture as a whole over the rules' (median, 90 % interval), where it was raced alone.
-    ``looked_only``: it saves too little, or was not faster, so that nothing else was tried."""
+    ``looked_only``: it saves too little, or was not faster, so that nothing else was tried. ``stuck``: what stays in
+    float in every mixture."""
 
     chosen: Candidate
     candidates: list[Candidate]
@@ -72,6 +73,7 @@ class Measured:
     predicted: float | None = None
     raced: Ratio | None = None
     looked_only: bool = False
+    stuck: frozenset[str] = frozenset()
     source: str = ""
     seconds: float = 0.0
     objective: str = "latency"
@@ -86,7 +88,7 @@ class Measured:
             "predicted": self.predicted,
             "raced": _by_name(self.raced),
             "looked_only": self.looked_only,
-            "left_in_float": sorted(self.chosen.floats),
+            "left_in_float": sorted(self.chosen.floats | self.stuck),
             "uint8_weights": sorted(self.chosen.uint8),
             "candidates": [candidate.as_dict() for candidate in self.candidates],
             "all_float": _by_name(self.all_float),

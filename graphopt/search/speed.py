@@ -125,8 +125,9 @@ class Promise:
         if not _free(step, entry, result) or not (self.asked or fits_timing(original, result.model)):
             return None
         holds = kept.limit if kept is not None else limit_of(original, context, gates, metric)
-        left = frozenset(kept.left if kept is not None else ())
-        table = Path(self.cost_table) if self.cost_table is not None else None
+        # What a budget left in float was not chosen by its time: others in its place may be faster. And where nothing
+        # kept to it, other weights may.
+        free = kept is None or (not kept.left and kept.holds is not False)
         search = Search(
             original,
             result.exact,
@@ -136,17 +137,11 @@ class Promise:
             timed_feeds(original, context),
             holds,
             time,
-            table,
-            self.objective,
-            gates.min_speedup,
-            # What a budget left in float was not chosen by its time: others in its place may be faster. And where
-            # nothing kept to it, other weights may.
-            look
-            and not self.asked
-            and self.objective == "latency"
-            and not left
-            and (kept is None or kept.holds is not False),
-            left,
+            table=Path(self.cost_table) if self.cost_table is not None else None,
+            objective=self.objective,
+            min_speedup=gates.min_speedup,
+            look=look and free and not self.asked and self.objective == "latency",
+            left=frozenset(kept.left if kept is not None else ()),
         )
         try:
             found = search.run()

@@ -3,12 +3,13 @@
     python tools/bench/finetune.py                                   # the demo's digits
     python tools/bench/finetune.py --models rapidocr-rec --bits 4 --steps 80 --batch 4
     python tools/bench/finetune.py --write student.onnx --bits 3     # only make the student
-    python tools/bench/finetune.py --macs 0.7 --models minilm        # pruned instead: to 0.7 of its MACs, in float
+    python tools/bench/finetune.py --models minilm --macs 0.7        # pruned instead: to 0.7 of its MACs, in float
+    python tools/bench/finetune.py --models minilm --layers 0,2,4    # without its other layers, in float
 
 Activations stay uint8, or get ``--activations`` 4 bits. Scales of narrow weights and activations are those of least
 squared error, of weights per channel or (``--per-tensor``) one for all. Training sees ``calibration.npz`` without
-labels (or ``--train 400`` new samples of the same kind: text lines, crops of the same halves of photographs), the
-metric is taken on ``evaluation.npz``.
+labels (or ``--train 400`` new samples of the same kind), the metric is taken on ``evaluation.npz``. ``--match``: the
+inner layers of MiniLM's student learn from the teacher's, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ import graphopt  # noqa: E402
 from graphopt.data import feeds, load_data  # noqa: E402
 from graphopt.errors import GraphoptError, NothingDone  # noqa: E402
 from graphopt.graph import constant_array  # noqa: E402
-from graphopt.model import interface  # noqa: E402
+from graphopt.model import interface, load  # noqa: E402
 from graphopt.passes._shadows import set_constant  # noqa: E402
 from graphopt.qdq import is_dq, is_q, parameters  # noqa: E402
 from graphopt.session import Session  # noqa: E402
+
+_LAYERS = 6
+_LAYER = "/encoder/encoder/layer.{}/output/LayerNorm/LayerNormalization_output_0"
 
 
 def narrow(model: ir.Model, bits: int, *, per_tensor: bool = False) -> ir.Model:
@@ -148,20 +151,25 @@ def subject(name: str) -> dict[str, Any]:
     }
 
 
-def training_data(name: str, count: int, folder: Path) -> Path:
-    """A file of ``count`` new samples without labels, made as those for calibration are."""
-    if name == "rapidocr-rec":
-        from realdata.rapidocr_rec import _lines, dictionary
+def fewer_layers(keep: list[int]) -> ir.Model:
+    """MiniLM without the layers that are not kept: what read one reads what came before it."""
+    model = load(subject("minilm")["model"])
+    by_name = {value.name: value for node in model.graph for value in node.outputs}
+    before = by_name["/encoder/embeddings/LayerNorm/LayerNormalization_output_0"]
+    for index in range(_LAYERS):
+        made = by_name[_LAYER.format(index)]
+        if index in keep:
+            before = made
+            continue
+        for use in list(made.uses()):
+            use.node.replace_input_with(use.idx, before)
+    return model
 
-        arrays = {"x": _lines(count, 103, dictionary(subject(name)["model"]))["x"]}
-    elif name == "efficientnet-lite0":
-        from realdata.efficientnet import _crops
 
-        arrays = {"image": _crops(count, False, 603)}
-    else:
-        raise SystemExit(f"--train makes samples for rapidocr-rec and efficientnet-lite0, not for {name}")
-    np.savez(folder / "train.npz", **arrays)
-    return folder / "train.npz"
+def matched(keep: list[int]) -> list[str]:
+    """``--match`` of finetune: each kept layer ends where, in the teacher, those left out behind it end."""
+    ends = [index - 1 for index in keep[1:]]
+    return [f"{_LAYER.format(a)}={_LAYER.format(b)}" for a, b in zip(keep, ends, strict=False)]
 
 
 def recovered(name: str, student: ir.Model, seed: int, training: dict[str, Any]) -> dict[str, Any]:
@@ -188,12 +196,15 @@ def recovered(name: str, student: ir.Model, seed: int, training: dict[str, Any])
 
 
 def student_of(name: str, bits: int, options: argparse.Namespace) -> Any:
-    """What is trained: a float model pruned, or an int8 one with fewer bits."""
+    """What is trained: a float model pruned or with fewer layers, or an int8 one with fewer bits."""
     about = subject(name)
     if options.macs:
         return graphopt.prune(
             about["model"], data=about["data"], macs=options.macs, time=0, threads=1, allow_slower=True
         )
+    if options.layers:
+        keep = [int(layer) for layer in options.layers.split(",")]
+        return graphopt.optimize(fewer_layers(keep), passes=["remove-unused"], time=0, verify="off")
     int8 = graphopt.quantize(about["model"], data=about["data"], time=0, threads=1)
     result = graphopt.optimize(int8.model, passes=["remove-unused"], time=0, verify="off")
     if bits < 8:
@@ -211,9 +222,10 @@ def table_row(name: str, what: str, rows: list[dict[str, Any]]) -> str:
     if not done:
         return f"| {name} | {what} | kept as it was: {rows[0]['error']} | | | |"
     mean = {key: float(np.mean([row[key] for row in done])) for key in ("before", "after", "seconds", "step_ms")}
+    interval = f", 95 %: {done[0]['low']:+.3f} to {done[0]['high']:+.3f}" if len(done) == 1 else ""
     several = f" ({min(r['after'] for r in done):.4f} to {max(r['after'] for r in done):.4f})" if len(done) > 1 else ""
     return (
-        f"| {name} | {what} | {mean['before']:.4f} | {mean['after']:.4f}{several} | "
+        f"| {name} | {what} | {mean['before']:.4f} | {mean['after']:.4f}{several}{interval} | "
         f"{mean['step_ms']:.0f} ms | {mean['seconds']:.0f} |"
     )
 
@@ -225,6 +237,8 @@ def main() -> int:
     parser.add_argument("--bits", default="4,3,2")
     parser.add_argument("--activations", type=int, default=8, choices=(4, 8))
     parser.add_argument("--macs", type=float)
+    parser.add_argument("--layers", help="of minilm: those that the student has, like 0,2,4")
+    parser.add_argument("--match", action="store_true", help="of --layers: inner layers learn from the teacher's")
     parser.add_argument("--train-scales", choices=("none", "weights", "all"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300)
@@ -232,7 +246,7 @@ def main() -> int:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--per-tensor", action="store_true")
     parser.add_argument(
-        "--train", type=int, metavar="SAMPLES", help="new samples to train on (rec, efficientnet-lite0)"
+        "--train", type=int, metavar="SAMPLES", help="new ones to train on (rec, efficientnet-lite0, minilm)"
     )
     parser.add_argument("--write", help="write the (last) student here and train nothing")
     parser.add_argument("--json", action="store_true")
@@ -240,13 +254,14 @@ def main() -> int:
     training: dict[str, Any] = {"steps": options.steps, "batch": options.batch}
     training |= {"lr": options.lr} if options.lr else {}
     training |= {"scales": options.train_scales} if options.train_scales else {}
+    training |= {"match": matched([int(n) for n in options.layers.split(",")])} if options.match else {}
     found = []
-    scratch = tempfile.TemporaryDirectory()
     if not options.json and not options.write:
         print("| model | student | before | after | step | seconds |\n| --- | --- | ---: | ---: | ---: | ---: |")
     for name in options.models.split(","):
         for bits in (int(b) for b in options.bits.split(",")):
             what = f"{options.macs} of the MACs" if options.macs else f"W{bits}A{options.activations}"
+            what = f"layers {options.layers}" if options.layers else what
             try:
                 result = student_of(name, bits, options)
             except GraphoptError as error:
@@ -256,12 +271,14 @@ def main() -> int:
                 result.save(options.write)
                 continue
             if options.train:
-                training["data"] = training_data(name, options.train, Path(scratch.name))
+                from training_samples import samples  # needs what makes the data of real models
+
+                training["data"] = samples(name, options.train)
             rows = [recovered(name, result.ir_model, seed, training) for seed in range(options.seeds)]
             found += [{"model": name, "student": what, **row} for row in rows]
             if not options.json:
                 print(table_row(name, what, rows), flush=True)
-            if options.macs:
+            if options.macs or options.layers:
                 break
     if options.json:
         print(json.dumps({"schema_version": 1, "rows": found}, indent=2))

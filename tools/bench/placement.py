@@ -101,15 +101,21 @@ def built(exact: ir.Model, step: QuantizeStatic, context: Context, floats: Place
     return (kept.model, len(kept.excluded)) if kept.model is not None else (None, 0)
 
 
-def measured(name: str, metric: str, max_drop: str, seconds: float) -> dict[str, Any]:
-    """Every placement of one model: predicted time, regions in float, metric, measured ratio."""
-    folder = CACHE / name
-    gates, options = Gates(max_drop=max_drop), Options(threads=1)
+def prepared(name: str) -> tuple[ir.Model, ir.Model, Context]:
+    """(a real model, the same as it is quantized, its data), one thread."""
+    folder, options = CACHE / name, Options(threads=1)
     options.data, options.eval_data = str(folder / "calibration.npz"), str(folder / "evaluation.npz")
     original = load(folder / "model.onnx")
     context = make_context(original, options, {"notes": []})
-    judged_by = load_metric(f"{ROOT / 'tools/realdata/metrics.py'}:{metric}")
     exact = PassManager(prepare(original, "ort-cpu", calibrated=True), verify="off").run(original, context).model
+    return original, exact, context
+
+
+def measured(name: str, metric: str, max_drop: str, seconds: float) -> dict[str, Any]:
+    """Every placement of one model: predicted time, regions in float, metric, measured ratio."""
+    original, exact, context = prepared(name)
+    gates = Gates(max_drop=max_drop)
+    judged_by = load_metric(f"{ROOT / 'tools/realdata/metrics.py'}:{metric}")
     step, feeds = QuantizeStatic(), timed_feeds(original, context)
     limit = limit_of(original, context, gates, judged_by)
     rules = clone(exact)

@@ -16,27 +16,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fetch_models import MODELS
+from placement import CACHE, prepared
 
 from graphopt.judge import timed_feeds
-from graphopt.manager import PassManager
-from graphopt.model import clone, load
+from graphopt.model import clone
 from graphopt.passes.quantize_static import QuantizeStatic
-from graphopt.pipeline import Options, make_context
-from graphopt.presets import prepare
 from graphopt.search.measured import Search
 from graphopt.search.sensitivity import sensitivity
 
-CACHE = Path(__file__).resolve().parent.parent.parent / ".cache" / "models"
 FORMS = ("auto", "u8")
 
 
 def row(name: str) -> str:
     """One model, Markdown."""
-    folder, options = CACHE / name, Options(threads=1)
-    options.data, options.eval_data = str(folder / "calibration.npz"), str(folder / "evaluation.npz")
-    original = load(folder / "model.onnx")
-    context = make_context(original, options, {"notes": []})
-    exact = PassManager(prepare(original, "ort-cpu", calibrated=True), verify="off").run(original, context).model
+    original, exact, context = prepared(name)
     feeds, prices, damages = timed_feeds(original, context), {}, {}
     for form in FORMS:
         step, rules = QuantizeStatic(weights=form), clone(exact)

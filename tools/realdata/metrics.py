@@ -6,7 +6,7 @@ number of which more is better. This file is loaded by its path, so it imports n
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,14 +121,14 @@ def det_box_f1(outputs: list[Sample], samples: list[Sample]) -> float:
     return 2 * sum(hits for hits, _ in counts) / total if total else 0.0
 
 
-_COUNTED: dict[tuple[int, bytes], tuple[int, int]] = {}
+_COUNTED: dict[tuple[bytes, bytes], tuple[int, int]] = {}
 """What was found on which map, with which boxes wanted: an interval asks for the same pages some hundred times."""
 
 
 def _box_counts(output: Sample, sample: Sample) -> tuple[int, int]:
     """Pairs of one page, and boxes found and wanted."""
     page, boxes = np.ascontiguousarray(_only(output)), np.asarray(sample["boxes"], dtype=np.float64)
-    key = zlib.crc32(page.tobytes()), boxes.tobytes()
+    key = hashlib.blake2b(page.tobytes(), digest_size=16).digest(), boxes.tobytes()
     if key not in _COUNTED:
         found = db_boxes(page[0, 0])
         wanted = boxes.reshape(-1, 4)
