@@ -32,7 +32,6 @@ from graphopt.target import get_target
 Watch = Callable[[Path], AbstractContextManager[None]]
 DIGITS = DEMO / "digits.onnx"
 DATA: dict[str, Any] = {"data": DEMO / "calibration.npz", "eval_data": DEMO / "evaluation.npz", "samples": 32}
-MEASURED = ["--data", DATA["data"], "--eval-data", DATA["eval_data"], "--samples", "32", "--placement", "measured"]
 
 
 # The cut
@@ -326,30 +325,6 @@ def test_the_table_decides(dear: str, mixture: list[str]) -> None:
     assert in_integers == {"heavy", "light"} - {dear}
     entry = next(e for e in ran.json["ledger"] if e["pass"] == "quantize-static")
     assert entry["nodes"][1] == ran.json["output"]["nodes"], "the ledger tells of what was handed over"
-
-
-def test_rules_that_come_out_slower_are_looked_at_again(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt.search import speed
-
-    asked: list[str] = []
-
-    class Told:
-        def __init__(self, *_: Any) -> None:
-            asked.append("search")
-
-        def run(self) -> Any:
-            raise graphopt.InputError("that will do")
-
-    monkeypatch.setattr(speed, "Search", Told)
-    monkeypatch.setattr(speed, "SLOWER", -1.0)
-    monkeypatch.setattr("graphopt.judge.SLOWER", -1.0)  # everything is slower than that
-    command = ["quantize", DIGITS, "-o", "q.onnx", *MEASURED[:6], "--time", "0.05"]
-    assert "that will do" in run_cli(*command).error
-    ran = run_cli(*command, "--placement", "rules")
-    assert ran.code == 3
-    assert asked == ["search"]
-    assert run_cli(*command, "--allow-slower").code == 0
-    assert asked == ["search"]
 
 
 def test_a_budget_holds_whatever_is_fastest(planted: Path) -> None:

@@ -135,7 +135,7 @@ def test_without_a_budget_nothing_is_tried_where_nothing_is_to_be_gained(made_up
     assert found["looked_only"] is True
     assert found["predicted"] == 1.0
     assert made_up == []
-    assert any(note.endswith("the best mixture would be no faster") for note in report["notes"])
+    assert any(note.endswith("is no faster by what its parts take here") for note in report["notes"])
     asked = graphopt.quantize(DIGITS, **OPTIONS, time=0.01, placement="measured").report["placement"]
     assert asked["looked_only"] is False
     assert made_up
@@ -162,6 +162,13 @@ def test_what_a_look_leaves_alone_is_searched_where_it_comes_out_slower(
     assert made_up
     told = [note for note in error.value.report["notes"] if note.startswith("placement: ")]
     assert len(told) == 1, "what the look said does not stand beside what the search found"
+    made_up.clear()
+    with pytest.raises(graphopt.NothingDone) as error:
+        graphopt.quantize(DIGITS, **OPTIONS, time=0.01, placement="rules")
+    assert error.value.report is not None
+    assert error.value.report["placement"] is None
+    assert graphopt.quantize(DIGITS, **OPTIONS, time=0.01, allow_slower=True).report["placement"] is None
+    assert made_up == []
 
 
 def test_names_that_mean_no_layer_are_refused(workplace: Path) -> None:
@@ -192,7 +199,7 @@ def test_a_cut_that_is_not_faster_as_a_whole_is_not_searched(
             assert made_up == []
             assert found["raced"]["median"] == 1.01
             assert found["left_in_float"] == []
-            assert any(note.endswith("faster, but it takes 1.010x the time") for note in report["notes"])
+            assert any(note.endswith("but as a whole it takes 1.010x their time") for note in report["notes"])
         check(report, "made")
 
 

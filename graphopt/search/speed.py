@@ -210,10 +210,10 @@ def told(found: dict[str, Any]) -> str:
     if found["regions"] == 0:
         return "placement: all layers stand in branches or bodies of loops, which are timed with the whole model only"
     if found["looked_only"]:
-        gain = f"{1 - found['predicted']:.0%} faster" if found["predicted"] < 0.995 else "no faster"
-        if found["raced"] is not None:
-            gain += f", but it takes {found['raced']['median']:.3f}x the time"
-        return f"placement: everything in integers; by what regions take here, the best mixture would be {gain}"
+        gain = f"{100 * (1 - found['predicted']):.0f} % faster" if found["predicted"] < 0.995 else "no faster"
+        text = f"placement: by the rules; the best mixture with float is {gain} by what its parts take here"
+        whole = f", but as a whole it takes {found['raced']['median']:.3f}x their time" if found["raced"] else ""
+        return text + whole
     if found["cheapest_in_float"] == found["regions"] and chosen is rules:
         return f"placement: measured here, each of {plural(found['regions'], 'region')} is cheaper in float"
     if chosen is rules:
